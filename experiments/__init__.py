@@ -1,0 +1,1 @@
+"""Commands: run, evaluate, render, plot.  `python -m experiments.run --help`."""

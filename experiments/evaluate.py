@@ -1,0 +1,60 @@
+"""Evaluates a run's last checkpoint.
+
+    python -m experiments.evaluate --run_dir=FOLDER
+
+Prints the returns and writes them to evaluation.json in the run folder.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+
+from experiments import command_flags, progress, registry, run_folder
+from mbrl_jax import train
+
+COLUMNS = ("return_mean", "return_std", "return_min", "return_max", "length_mean")
+
+
+def main(argv: Sequence[str]) -> None:
+    values = flags.FlagValues()
+    flags.DEFINE_string("run_dir", None, "folder of the run", flag_values=values)
+    meaning = "of the episodes; default: those of the evaluation in training"
+    flags.DEFINE_integer("seed", None, meaning, 0, flag_values=values)
+    meaning = "default: as in training"
+    flags.DEFINE_integer("num_episodes", None, meaning, 1, flag_values=values)
+    if command_flags.parse_or_help(values, argv, __doc__, required="run_dir"):
+        return
+    folder = Path(values.run_dir)
+    run = registry.load(folder, progress.report)
+    num_episodes = values.num_episodes or run.record["eval_episodes"] or 5
+    metrics = evaluate(run, values.seed, num_episodes)
+    record = {"step": run.step, "seed": values.seed, "num_episodes": num_episodes}
+    run_folder.write_json(folder / "evaluation.json", {**record, **metrics})
+    print(f"{folder}, step {run.step}, {num_episodes} episodes")
+    print(table(metrics, run.record["seed"]))
+
+
+def evaluate(run: registry.Run, seed: int | None, num_episodes: int) -> dict[str, Any]:
+    """The metrics of `rollout.evaluate`, each [] or [S]."""
+    loop = train.build(run.key, run.algorithm, run.env, num_episodes)
+    key = run.key if seed is None else train.seeds(seed, run.record["num_seeds"])
+    return jax.device_get(loop.evaluate(key, run.step, run.state)[0])
+
+
+def table(metrics: dict[str, Any], first_seed: int) -> str:
+    """A row per seed."""
+    rows = np.stack([np.ravel(metrics[f"eval/{name}"]) for name in COLUMNS], axis=1)
+    lines = ["  seed" + "".join(f"{name.replace('_', ' '):>14}" for name in COLUMNS)]
+    for seed, row in enumerate(rows, start=first_seed):
+        lines.append(f"{seed:>6}" + "".join(f"{x:14.5g}" for x in row))
+    if len(rows) > 1:
+        lines.append("  mean" + "".join(f"{x:14.5g}" for x in rows.mean(axis=0)))
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    command_flags.command(main)

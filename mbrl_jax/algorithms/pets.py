@@ -1,0 +1,140 @@
+"""PETS: probabilistic ensembles with trajectory sampling (Chua et al., 2018).
+
+Plan through an ensemble that knows what it does not know:
+
+    repeat:
+        run one episode: at random the first time, later by model-predictive control,
+            whose planner maximises the mean return of particles through the ensemble
+        fit the ensemble to all the data
+
+The paper's grid is `model` x `propagation` x `planner`.  Deviations: all candidates of
+a search meet the same random numbers, which makes their comparison less noisy and saves
+most of the sampling; the default planner and sizes, which suit small tasks and two CPU
+cores; those of `models/ensemble.py`.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mbrl_jax import imagine, policies, replay
+from mbrl_jax.models import ensemble
+from mbrl_jax.models.propagation import PROPAGATIONS
+from mbrl_jax.ops import finite
+from mbrl_jax.planners import mpc
+from mbrl_jax.rollout import episode
+from mbrl_jax.types import (
+    Algorithm,
+    Array,
+    Env,
+    Gaussian,
+    Key,
+    Metrics,
+    Objective,
+    Policy,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Hyperparameters.  A float may be traced, as under vmap; an int fixes a shape."""
+
+    capacity: int = 10_000  # transitions kept
+    # ts_inf, ts1, moment_matching, distribution_sampling, expectation
+    propagation: str = "ts_inf"
+    num_particles: int = 10  # P, futures per action sequence; expectation takes one
+    risk: str = "mean"  # of the particles' returns: mean, mean_minus_std, cvar
+    risk_level: float = 1.0  # stds subtracted, or fraction of worst particles in cvar
+    planner: str = "icem"  # icem, cem (the paper's), mppi, random_shooting
+    plan: mpc.Config = mpc.Config()
+    model: ensemble.Config = ensemble.Config()
+
+
+class State(NamedTuple):
+    model: ensemble.State
+    replay: replay.Replay
+    env_steps: Array  # [] int32
+
+
+def make(env: Env, config: Config = Config()) -> Algorithm:
+    """The algorithm.  Raises ValueError for a configuration that cannot be."""
+    _validate(env, config)
+    learn_reward = config.model.learn_reward or env.reward is None
+    learn_terminal = config.model.learn_terminal or env.terminal is None
+    model = ensemble.make(
+        env.obs_size,
+        env.action_size,
+        dataclasses.replace(
+            config.model, learn_reward=learn_reward, learn_terminal=learn_terminal
+        ),
+    )
+    read = imagine.outcome(env, learn_reward, learn_terminal)
+    risk = imagine.RISKS[config.risk](config.risk_level)
+    deterministic = config.propagation == "expectation"
+    num_particles = 1 if deterministic else config.num_particles
+
+    def init(key: Key) -> State:
+        data = replay.init(env.obs_size, env.action_size, config.capacity)
+        return State(model.init(key), data, jnp.zeros((), jnp.int32))
+
+    def step(key: Key, state: State) -> tuple[State, Metrics]:
+        episode_key, fit_key = jax.random.split(key)
+        explore = policies.switch(
+            state.env_steps == 0, policies.uniform(env), policy(state)
+        )
+        transitions, valid = episode(episode_key, env, explore)
+        data = replay.insert(state.replay, transitions, valid)
+        good = finite.all_finite(transitions, num_batch_axes=1)
+        fitted, metrics = model.fit(fit_key, state.model, data)
+        state = State(fitted, data, state.env_steps + valid.sum(dtype=jnp.int32))
+        return state, {
+            **metrics,
+            "env_steps": state.env_steps,
+            "episode/return": transitions.reward.sum(),
+            "episode/length": valid.sum(),
+            "episode/non_finite": (valid & ~good).sum(),
+        }
+
+    def policy(state: State) -> Policy:
+        propagate = PROPAGATIONS[config.propagation](model, state.model)
+
+        def objective(key: Key, obs: Array) -> Objective:
+            return lambda actions: risk(
+                imagine.particle_returns(
+                    key, propagate, read, obs, actions, num_particles
+                )
+            )
+
+        return mpc.make(
+            config.planner, config.plan, env.action_size, env.action_limit, objective
+        )
+
+    def predict(state: State, obs: Array, action: Array) -> Gaussian:
+        every = jax.vmap(model.predict, in_axes=(0, None, None))
+        return every(model.members(state.model), obs, action)
+
+    return Algorithm(init, step, policy, predict)
+
+
+def _validate(env: Env, config: Config) -> None:
+    mpc.validate(config.planner, config.plan)
+    ensemble.validate(config.model)
+    if config.capacity < env.episode_length:
+        raise ValueError(
+            f"capacity is {config.capacity}, less than the {env.episode_length} steps "
+            f"of an episode of {env.name}"
+        )
+    for field, known in (("propagation", PROPAGATIONS), ("risk", imagine.RISKS)):
+        value = getattr(config, field)
+        if value not in known:
+            raise ValueError(f"{field} is {value!r}, must be one of {', '.join(known)}")
+    if config.num_particles < 1:
+        raise ValueError(f"num_particles is {config.num_particles}, must be positive")
+    grouped = config.propagation != "expectation"
+    if grouped and config.num_particles % config.model.num_elites:
+        raise ValueError(
+            f"num_particles is {config.num_particles}, must be a multiple of the "
+            f"{config.model.num_elites} of num_elites"
+        )

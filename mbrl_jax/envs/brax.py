@@ -1,0 +1,306 @@
+"""Brax's environments (Freeman et al., 2021), and any other with Brax's protocol.
+
+`make` builds one of Brax's own tasks on one of its four physics backends; `adapt` takes
+any object with Brax's `reset(rng) -> state`, `step(state, action) -> state` and
+`action_size`, as MuJoCo Playground's are.  Only the bare environment is used: time is
+counted here, and a rollout resets with a fresh key.
+
+What a user of Brax otherwise meets one by one is settled here: the import prints to
+stdout; MuJoCo's compiler writes MUJOCO_LOG.TXT into the working directory; some `step`s
+write into the state they are given; some change weak types, so that a jitted loop
+compiles twice; the sources neither hold under `jax_numpy_rank_promotion="raise"` nor
+with warnings as errors; `observation_size` runs a whole reset.
+
+Of the backends, generalized and mjx move as MuJoCo does; spring is 2 to 10 times
+cheaper than generalized, positional little, but they are other tasks: a random policy
+keeps inverted_pendulum up for 17 of their shorter steps, not 5, and hopper for more
+than 20, not 16.
+
+Gradients: mjx loops until its solver has converged, which cannot be differentiated in
+reverse; `solver_iterations=1` removes the loop (ant and humanoid come so).  That
+changes the motion: hopper's falls move by up to 3 of some 15 steps.  inverted_pendulum
+pays 1 whatever happens, so the gradient of its return is exactly 0.
+"""
+
+import contextlib
+import io
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mbrl_jax.ops import raycast
+from mbrl_jax.types import Array, Env, EnvState, Key, PyTree
+
+Rule = Callable[[Array, Array, Array], Array]  # (obs [O], action [A], next_obs [O])
+
+BACKENDS = ("generalized", "positional", "spring", "mjx")
+
+
+class Task(NamedTuple):
+    """What is known of one of Brax's tasks, from the simulator's own rules."""
+
+    terminal: Rule
+    reward: Rule | None = None
+    exact: tuple[str, ...] = BACKENDS  # where the observation holds all that they need
+
+
+def make(
+    name: str,
+    backend: str = "generalized",
+    *,
+    episode_length: int = 1000,
+    solver_iterations: int | None = None,
+) -> Env:
+    """Brax's task `name` on `backend`; see `TASKS` and `BACKENDS`.
+
+    `solver_iterations`, for mjx only, replaces the number in Brax's model.
+    """
+    if name not in TASKS:
+        raise ValueError(f"unknown Brax task {name!r}; known: {', '.join(TASKS)}")
+    if backend not in BACKENDS:
+        raise ValueError(
+            f"unknown Brax backend {backend!r}; known: {', '.join(BACKENDS)}"
+        )
+    if solver_iterations is not None and (backend != "mjx" or solver_iterations < 1):
+        raise ValueError(
+            "solver_iterations must be at least 1 and needs backend 'mjx', not "
+            f"{solver_iterations} with {backend!r}"
+        )
+    full_name, task = f"brax/{name}/{backend}", TASKS[name]
+    exact = backend in task.exact
+    try:
+        brax_env = _build(name, backend)
+        if solver_iterations is not None:
+            options = {"opt.iterations": solver_iterations}
+            brax_env.sys = brax_env.sys.tree_replace(options)
+        return adapt(
+            brax_env,
+            name=full_name,
+            episode_length=episode_length,
+            reward=task.reward if exact else None,
+            terminal=task.terminal if exact else None,
+        )
+    except (TypeError, AttributeError) as error:  # swimmer, from jax 0.10 on
+        raise ValueError(
+            f"{full_name} does not run with jax {jax.__version__}: {error}"
+        ) from error
+
+
+def adapt(
+    brax_env: Any,
+    *,
+    name: str,
+    episode_length: int = 1000,
+    obs_key: str | None = None,
+    reward: Rule | None = None,
+    terminal: Rule | None = None,
+) -> Env:
+    """Any object with Brax's protocol.  Actions are expected to lie in [-1, 1].
+
+    `obs_key` selects an entry where observations are a dict.  The state is terminal
+    when the simulator says done, or when an observation is not finite.
+    """
+    if episode_length < 1:
+        raise ValueError(f"episode_length must be at least 1, not {episode_length}")
+
+    def first(key: Key) -> PyTree:
+        # Raw keys are what the protocol asks for, and what can be checkpointed.
+        with _lenient():
+            return brax_env.reset(jax.random.key_data(key))
+
+    like = jax.eval_shape(first, jax.random.key(0))
+    obs_size = _obs_size(like.obs, obs_key)
+
+    def env_state(sim: PyTree, time: Array) -> EnvState:
+        # An explicit dtype takes a weak type away.
+        sim = jax.tree.map(lambda x, y: jnp.asarray(x, y.dtype), sim, like)
+        obs = sim.obs if obs_key is None else sim.obs[obs_key]
+        ended = (sim.done != 0) | ~jnp.isfinite(obs).all()
+        truncated = (time >= episode_length) & ~ended
+        return EnvState(obs, sim.reward, ended, truncated, time, sim)
+
+    def reset(key: Key) -> EnvState:
+        return env_state(first(key), jnp.zeros((), jnp.int32))
+
+    def step(state: EnvState, action: Array) -> EnvState:
+        sim = jax.tree.map(lambda x: x, state.sim)  # its dicts are written into
+        with _lenient():
+            sim = brax_env.step(sim, jnp.asarray(action, state.obs.dtype))
+        return env_state(sim, state.time + 1)
+
+    return Env(
+        name=name,
+        reset=reset,
+        step=step,
+        obs_size=obs_size,
+        action_size=brax_env.action_size,
+        action_limit=1.0,
+        episode_length=episode_length,
+        reward=reward,
+        terminal=terminal,
+        render=_renderer(brax_env),
+    )
+
+
+def never(obs: Array, action: Array, next_obs: Array) -> Array:
+    """No end, but of an observation that is not finite.  So in all rules here."""
+    return ~jnp.isfinite(next_obs).all()
+
+
+def hopper_terminal(obs: Array, action: Array, next_obs: Array) -> Array:
+    """Healthy: height > 0.7 m, |pitch| < 0.2 rad, all coordinates in (-100, 100).
+
+    Brax bounds the velocities likewise, but the observation clips them to 10.
+    """
+    height, pitch = next_obs[0], next_obs[1]
+    healthy = (height > 0.7) & (jnp.abs(pitch) < 0.2)
+    healthy &= (jnp.abs(next_obs[1:]) < 100).all()
+    return ~healthy | never(obs, action, next_obs)
+
+
+def walker2d_terminal(obs: Array, action: Array, next_obs: Array) -> Array:
+    """Healthy: height in (0.8, 2) m and |pitch| < 1 rad."""
+    height, pitch = next_obs[0], next_obs[1]
+    healthy = (height > 0.8) & (height < 2.0) & (jnp.abs(pitch) < 1.0)
+    return ~healthy | never(obs, action, next_obs)
+
+
+def ant_terminal(obs: Array, action: Array, next_obs: Array) -> Array:
+    """Healthy: height in [0.2, 1] m."""
+    height = next_obs[0]
+    return (height < 0.2) | (height > 1.0) | never(obs, action, next_obs)
+
+
+def humanoid_terminal(obs: Array, action: Array, next_obs: Array) -> Array:
+    """Healthy: height in [1, 2] m."""
+    height = next_obs[0]
+    return (height < 1.0) | (height > 2.0) | never(obs, action, next_obs)
+
+
+def inverted_pendulum_terminal(obs: Array, action: Array, next_obs: Array) -> Array:
+    """The pole is more than 0.2 rad from upright."""
+    return (jnp.abs(next_obs[1]) > 0.2) | never(obs, action, next_obs)
+
+
+def inverted_pendulum_reward(obs: Array, action: Array, next_obs: Array) -> Array:
+    return jnp.ones((), next_obs.dtype)
+
+
+def double_pendulum_terminal(obs: Array, action: Array, next_obs: Array) -> Array:
+    """The tip is at most 1 m high; upright, it is 1.2 m high."""
+    return (_double_pendulum_tip(next_obs)[1] <= 1.0) | never(obs, action, next_obs)
+
+
+def double_pendulum_reward(obs: Array, action: Array, next_obs: Array) -> Array:
+    """10 while up, less the tip's distance from (0, 2) and the speeds, weighted.
+
+    The observation clips the velocities to 10, Brax's own reward does not.
+    """
+    x, z = _double_pendulum_tip(next_obs)
+    distance = 0.01 * x**2 + (z - 2) ** 2
+    speed = 1e-3 * next_obs[6] ** 2 + 5e-3 * next_obs[7] ** 2
+    return 10.0 * (z > 1.0) - distance - speed
+
+
+def reacher_reward(obs: Array, action: Array, next_obs: Array) -> Array:
+    """Minus the distance of the tip from the target (m), minus the squared action."""
+    return -_norm(next_obs[-3:]) - (action**2).sum()
+
+
+def pusher_reward(obs: Array, action: Array, next_obs: Array) -> Array:
+    """Minus the object's distances from goal and arm (m) and the effort.
+
+    The distances are those before the step, and the torque is twice the action.
+    """
+    arm, thing, goal = obs[14:17], obs[17:20], obs[20:23]
+    control = ((2 * action) ** 2).sum()
+    return -_norm(thing - goal) - 0.5 * _norm(thing - arm) - 0.1 * control
+
+
+TASKS = {
+    "ant": Task(ant_terminal),
+    "fast": Task(never),  # no physics: with it Brax tests its wrappers
+    "halfcheetah": Task(never),
+    "hopper": Task(hopper_terminal),
+    "humanoid": Task(humanoid_terminal),
+    "humanoidstandup": Task(never),
+    "inverted_pendulum": Task(inverted_pendulum_terminal, inverted_pendulum_reward),
+    "inverted_double_pendulum": Task(
+        double_pendulum_terminal,
+        double_pendulum_reward,
+        exact=("generalized", "mjx"),  # the joints of the others give a little
+    ),
+    "pusher": Task(never, pusher_reward),
+    "reacher": Task(never, reacher_reward),
+    "swimmer": Task(never),
+    "walker2d": Task(walker2d_terminal),
+}
+
+
+def _build(name: str, backend: str) -> Any:
+    """Brax's object, silently: no output, no warnings, no MUJOCO_LOG.TXT."""
+    with contextlib.redirect_stdout(io.StringIO()), _lenient():
+        import mujoco
+        from brax import envs
+
+        handler = mujoco.get_mju_user_warning()
+        mujoco.set_mju_user_warning(lambda message: None)
+        try:
+            return envs.get_environment(name, backend=backend)
+        finally:
+            mujoco.set_mju_user_warning(handler)
+
+
+@contextlib.contextmanager
+def _lenient() -> Iterator[None]:
+    """For code that was not written under our rules."""
+    with warnings.catch_warnings(), jax.numpy_rank_promotion("allow"):
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _obs_size(obs: PyTree, obs_key: str | None) -> int:
+    if isinstance(obs, jax.ShapeDtypeStruct) != (obs_key is None) or (
+        obs_key is not None and obs_key not in obs
+    ):
+        raise ValueError(f"obs_key {obs_key!r} does not select from observations {obs}")
+    obs = obs if obs_key is None else obs[obs_key]
+    if len(obs.shape) != 1:
+        raise ValueError(f"observations must be [O], not of shape {obs.shape}")
+    return obs.shape[0]
+
+
+def _renderer(brax_env: Any) -> Callable[[EnvState], Any] | None:
+    """None where there is no MuJoCo model to draw."""
+    model = getattr(brax_env, "mj_model", None)
+    model = getattr(getattr(brax_env, "sys", None), "mj_model", model)
+    if model is None:
+        return None
+
+    def render(states: EnvState) -> np.ndarray:
+        sim = states.sim
+        data = getattr(sim, "data", None)
+        qpos = sim.pipeline_state.q if data is None else data.qpos
+        return raycast.frames(model, np.asarray(qpos, np.float64))
+
+    return render
+
+
+def _norm(vector: Array) -> Array:
+    """[D] -> [], with gradient 0 at 0."""
+    square = (vector**2).sum()
+    return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
+
+
+def _double_pendulum_tip(obs: Array) -> tuple[Array, Array]:
+    """(x, z) in m of the upper end of two poles of 0.6 m.
+
+    obs: position of the cart, sin of both joints, cos of both, three velocities.
+    """
+    x, sin1, sin2, cos1, cos2 = obs[:5]
+    sin12, cos12 = sin1 * cos2 + cos1 * sin2, cos1 * cos2 - sin1 * sin2
+    return x + 0.6 * (sin1 + sin12), 0.6 * (cos1 + cos12)

@@ -1,0 +1,73 @@
+"""Gymnasium's Pendulum-v1: swing up a rod with a torque that cannot lift it.
+
+obs (cos th, sin th, th_dot), th = 0 upright, positive anticlockwise, in rad and rad/s;
+action: torque in N m.  Constants and the semi-implicit Euler step are Gymnasium's
+(Towers et al., 2024, `classic_control/pendulum.py`), so the returns compare.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from mbrl_jax import simulator
+from mbrl_jax.ops import raster
+from mbrl_jax.types import Array, Env, Key
+
+GRAVITY = 10.0  # m/s^2
+MASS = 1.0  # kg
+LENGTH = 1.0  # m, a uniform rod
+DT = 0.05  # s
+MAX_TORQUE = 2.0  # N m
+MAX_SPEED = 8.0  # rad/s, beyond which the speed is cut
+START_ANGLE = jnp.pi  # rad, the start is uniform within +-
+START_SPEED = 1.0  # rad/s
+EPISODE_LENGTH = 200
+
+
+def make() -> Env:
+    return simulator.make_env(
+        "pendulum",
+        initial=initial,
+        dynamics=dynamics,
+        observe=observe,
+        reward=reward,
+        shapes=shapes,
+        view=raster.View(centre=(0.0, 0.0), half_height=1.4),
+        action_size=1,
+        action_limit=MAX_TORQUE,
+        episode_length=EPISODE_LENGTH,
+    )
+
+
+def initial(key: Key) -> Array:
+    """The physical state (th, th_dot), [2]."""
+    limit = jnp.array([START_ANGLE, START_SPEED])
+    return jax.random.uniform(key, (2,), minval=-limit, maxval=limit)
+
+
+def dynamics(state: Array, action: Array) -> Array:
+    angle, speed = state
+    gravity = 3 * GRAVITY / (2 * LENGTH) * jnp.sin(angle)
+    torque = 3 / (MASS * LENGTH**2) * action[0]
+    speed = jnp.clip(speed + (gravity + torque) * DT, -MAX_SPEED, MAX_SPEED)
+    return jnp.stack([angle + speed * DT, speed])
+
+
+def observe(state: Array) -> Array:
+    return jnp.stack([jnp.cos(state[0]), jnp.sin(state[0]), state[1]])
+
+
+def reward(obs: Array, action: Array, next_obs: Array) -> Array:
+    """Of the state before the step, as in Gymnasium; -16.3 to 0."""
+    angle = jnp.arctan2(obs[1], obs[0])  # in [-pi, pi]
+    return -(angle**2 + 0.1 * obs[2] ** 2 + 0.001 * action[0] ** 2)
+
+
+def shapes(state: Array) -> list[raster.Shapes]:
+    hinge = jnp.zeros(2)
+    tip = LENGTH * jnp.stack([-jnp.sin(state[0]), jnp.cos(state[0])])
+    return [
+        raster.disc(jnp.array([0.0, LENGTH]), 0.16, raster.GREEN, opacity=0.35),
+        raster.disc(jnp.array([0.0, LENGTH]), 0.045, raster.GREEN),
+        raster.capsule(hinge, tip, 0.08, raster.BLUE),
+        raster.disc(hinge, 0.05, raster.INK),
+    ]

@@ -1,0 +1,73 @@
+"""Point mass: push a mass of 1 kg to a goal in the plane, and stop there.
+
+The double integrator, stepped exactly for a force held over the step (Astrom and
+Wittenmark, "Computer-controlled systems", 1997, Ex. 2.2).  obs (x, y, x_dot, y_dot,
+goal x, goal y), m and m/s; action: the force along x and y, N.
+reward: -|position - goal|^2 - 0.1 |velocity|^2 - 0.01 |action|^2, after the step.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mbrl_jax import simulator
+from mbrl_jax.ops import raster
+from mbrl_jax.types import Array, Env, Key
+
+DT = 0.1  # s
+MAX_FORCE = 1.0  # N
+RANGE = 1.0  # m, starts and goals are uniform within +-
+VELOCITY_COST = 0.1
+ACTION_COST = 0.01
+EPISODE_LENGTH = 100
+
+
+class State(NamedTuple):
+    position: Array  # [2]
+    velocity: Array  # [2]
+    goal: Array  # [2]
+
+
+def make() -> Env:
+    return simulator.make_env(
+        "point_mass",
+        initial=initial,
+        dynamics=dynamics,
+        observe=jnp.concatenate,
+        reward=reward,
+        shapes=shapes,
+        view=raster.View(centre=(0.0, -0.1), half_height=1.4),
+        action_size=2,
+        action_limit=MAX_FORCE,
+        episode_length=EPISODE_LENGTH,
+    )
+
+
+def initial(key: Key) -> State:
+    position, goal = jax.random.uniform(key, (2, 2), minval=-RANGE, maxval=RANGE)
+    return State(position, jnp.zeros_like(position), goal)
+
+
+def dynamics(state: State, action: Array) -> State:
+    return state._replace(
+        position=state.position + DT * state.velocity + DT**2 / 2 * action,
+        velocity=state.velocity + DT * action,
+    )
+
+
+def reward(obs: Array, action: Array, next_obs: Array) -> Array:
+    position, velocity, goal = next_obs[:2], next_obs[2:4], next_obs[4:]
+    cost = ((position - goal) ** 2).sum() + VELOCITY_COST * (velocity**2).sum()
+    return -cost - ACTION_COST * (action**2).sum()
+
+
+def shapes(state: State) -> list[raster.Shapes]:
+    ahead = state.position + 0.3 * state.velocity
+    return [
+        raster.box((0.0, 0.0), (RANGE, RANGE), raster.STEEL, radius=0.1, opacity=0.25),
+        raster.disc(state.goal, 0.16, raster.GREEN, opacity=0.35),
+        raster.disc(state.goal, 0.045, raster.GREEN),
+        raster.capsule(state.position, ahead, 0.03, raster.STEEL),
+        raster.disc(state.position, 0.09, raster.BLUE),
+    ]

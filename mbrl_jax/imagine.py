@@ -1,0 +1,111 @@
+"""Model x actions -> imagined returns."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mbrl_jax.models.propagation import Step
+from mbrl_jax.types import Array, Env, EnvState, Key
+
+
+class Outcome(NamedTuple):
+    """What one imagined step led to."""
+
+    next_obs: Array  # [O]
+    reward: Array  # []
+    terminal: Array  # [] bool
+
+
+def outcome(
+    env: Env, learn_reward: bool, learn_terminal: bool
+) -> Callable[[Array, Array, Array], Outcome]:
+    """Reads a model's prediction: (obs [O], action [A], y [D]) -> Outcome.
+
+    What is not learned is computed by the environment's own functions.
+    """
+    size = env.obs_size
+    reward_of = None if learn_reward else env.reward
+    terminal_of = None if learn_terminal else env.terminal
+
+    def read(obs: Array, action: Array, y: Array) -> Outcome:
+        next_obs = y[:size]
+        return Outcome(
+            next_obs,
+            reward_of(obs, action, next_obs) if reward_of else y[size],
+            terminal_of(obs, action, next_obs) if terminal_of else y[-1] > 0,
+        )
+
+    return read
+
+
+def particle_returns(
+    key: Key,
+    step: Step,
+    read: Callable[[Array, Array, Array], Outcome],
+    obs: Array,
+    actions: Array,
+    num_particles: int,
+) -> Array:
+    """The returns [P] of the actions [H, A] from `obs` [O], each up to its own end."""
+
+    def advance(
+        carry: tuple[Array, Array, Array], x: tuple[Key, Array]
+    ) -> tuple[tuple[Array, Array, Array], None]:
+        particles, alive, total = carry
+        key, action = x
+        y = step(key, particles, action)  # [P, D]
+        result = jax.vmap(read, in_axes=(0, None, 0))(particles, action, y)
+        total = total + jnp.where(alive, result.reward, 0)
+        return (result.next_obs, alive & ~result.terminal, total), None
+
+    particles = jnp.broadcast_to(obs, (num_particles, *obs.shape))
+    alive = jnp.ones(num_particles, bool)
+    start = (particles, alive, jnp.zeros(num_particles, obs.dtype))
+    keys = jax.random.split(key, actions.shape[0])
+    (_, _, total), _ = jax.lax.scan(advance, start, (keys, actions))
+    return total
+
+
+def simulated_return(env: Env, env_state: EnvState, actions: Array) -> Array:
+    """The return [] of the actions [H, A] on the true dynamics."""
+
+    def advance(
+        carry: tuple[EnvState, Array], action: Array
+    ) -> tuple[tuple[EnvState, Array], Array]:
+        state, alive = carry
+        state = env.step(state, action)
+        reward = jnp.where(alive, state.reward, 0)
+        return (state, alive & ~state.terminal), reward
+
+    _, rewards = jax.lax.scan(advance, (env_state, jnp.ones((), bool)), actions)
+    return rewards.sum()
+
+
+def mean_minus_std(coefficient: float | Array) -> Callable[[Array], Array]:
+    """Risk aversion: mean - coefficient * std over the particles."""
+    return lambda returns: returns.mean() - coefficient * returns.std()
+
+
+def cvar(fraction: float | Array) -> Callable[[Array], Array]:
+    """Conditional value at risk: the mean of the worst `fraction` of the particles.
+
+    Rockafellar and Uryasev (2000): the particle on the border counts in part.
+    """
+
+    def risk(returns: Array) -> Array:
+        ordered = jnp.sort(returns)
+        share = fraction * returns.shape[0] - jnp.arange(returns.shape[0])
+        weight = jnp.clip(share, 0.0, 1.0)
+        return (weight * ordered).sum() / weight.sum()
+
+    return risk
+
+
+# the worth of an action sequence, from its particles' returns: level -> [P] -> []
+RISKS: dict[str, Callable[[float | Array], Callable[[Array], Array]]] = {
+    "mean": lambda level: jnp.mean,
+    "mean_minus_std": mean_minus_std,
+    "cvar": cvar,
+}

@@ -1,0 +1,59 @@
+"""Flax modules."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from mbrl_jax.types import Array
+
+
+def silu(x: Array) -> Array:
+    """x * sigmoid(x) by way of tanh, which CPUs compute faster than exp and divide."""
+    return 0.5 * x * (1.0 + jnp.tanh(0.5 * x))
+
+
+# PETS, Chua et al. (2018): a normal truncated at two of its standard deviations.
+_pets_init = nn.initializers.variance_scaling(0.25, "fan_in", "truncated_normal")
+
+
+class MLP(nn.Module):
+    """Hidden layers with an activation, then a linear layer."""
+
+    hidden_sizes: tuple[int, ...]
+    output_size: int
+    activation: Callable[[Array], Array] = silu
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        for size in self.hidden_sizes:
+            x = self.activation(nn.Dense(size, kernel_init=_pets_init)(x))
+        return nn.Dense(self.output_size, kernel_init=_pets_init)(x)
+
+
+class GaussianMLP(nn.Module):
+    """Mean and log-variance, kept softly between learned bounds (PETS, App. A.1)."""
+
+    hidden_sizes: tuple[int, ...]
+    output_size: int
+    min_log_var: float = -10.0  # where the bounds start
+    max_log_var: float = 0.5
+
+    @nn.compact
+    def __call__(self, x: Array) -> tuple[Array, Array]:
+        size = (self.output_size,)
+        low = self.param(
+            "min_log_var", nn.initializers.constant(self.min_log_var), size
+        )
+        high = self.param(
+            "max_log_var", nn.initializers.constant(self.max_log_var), size
+        )
+        output = MLP(self.hidden_sizes, 2 * self.output_size, name="mlp")(x)
+        mean, log_var = jnp.split(output, 2, axis=-1)
+        low, high = (
+            jnp.broadcast_to(low, mean.shape),
+            jnp.broadcast_to(high, mean.shape),
+        )
+        log_var = high - nn.softplus(high - log_var)
+        log_var = low + nn.softplus(log_var - low)
+        return mean, log_var

@@ -1,0 +1,114 @@
+"""Model-predictive control: any planner becomes a policy that replans at every step."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mbrl_jax.planners.cem import cem
+from mbrl_jax.planners.icem import icem
+from mbrl_jax.planners.mppi import mppi
+from mbrl_jax.planners.random_shooting import random_shooting
+from mbrl_jax.types import Array, Key, Objective, Plan, Planner, Policy
+
+# which fields of `Config` each planner takes, besides the horizon
+PLANNERS: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
+    "random_shooting": (random_shooting, ("num_samples",)),
+    "cem": (cem, ("num_samples", "num_elites", "num_iterations", "momentum")),
+    "icem": (
+        icem,
+        ("num_samples", "num_elites", "num_iterations", "momentum", "noise_exponent"),
+    ),
+    "mppi": (mppi, ("num_samples", "num_iterations", "temperature")),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Hyperparameters of the search for a plan; a planner reads those it knows."""
+
+    horizon: int = 20  # H, steps planned ahead
+    num_samples: int = 100  # N, action sequences per iteration
+    num_elites: int = 12  # best sequences that an iteration learns from; cem, icem
+    num_iterations: int = 3  # of the search, per environment step; not random_shooting
+    momentum: float = 0.1  # share of the old mean and variance; cem, icem
+    init_std: float = 0.5  # of the actions, in units of the action limit
+    noise_exponent: float = 2.0  # 0 white, larger is smoother in time; icem
+    num_kept: int = 5  # elites that survive to the next step; icem
+    temperature: float = 0.1  # in standard deviations of the returns; mppi
+
+
+def make(
+    name: str,
+    config: Config,
+    action_size: int,
+    action_limit: float,
+    objective: Callable[[Key, Array], Objective],
+) -> Policy:
+    """The policy of the planner `name` for `objective(key, obs)`.
+
+    Raises ValueError for a configuration that cannot be.
+    """
+    validate(name, config)
+    search, fields = PLANNERS[name]
+    hyperparameters = {field: getattr(config, field) for field in fields}
+    num_kept = config.num_kept if name == "icem" else 0
+    planner = partial(search, action_limit=action_limit, **hyperparameters)
+    shape = (config.horizon, action_size)
+    zeros = jnp.zeros(shape)
+    start = Plan(
+        zeros,
+        jnp.full(shape, config.init_std * action_limit),
+        zeros,
+        jnp.zeros((num_kept, *shape)),
+    )
+    return replan(planner, start, objective)
+
+
+def replan(
+    planner: Planner, start: Plan, objective: Callable[[Key, Array], Objective]
+) -> Policy:
+    """Plans, executes the first action, and starts the next search one step later.
+
+    The mean and the kept elites move on by one step; the std starts afresh (Chua et
+    al., 2018, App. A.3).  The memory is the next search's start.
+    """
+
+    def act(key: Key, obs: Array, memory: Plan) -> tuple[Array, Plan]:
+        search_key, objective_key = jax.random.split(key)
+        plan, _ = planner(search_key, objective(objective_key, obs), memory)
+        return plan.actions[0], _shift(plan, start)
+
+    return Policy(lambda: start, act)
+
+
+def _shift(plan: Plan, start: Plan) -> Plan:
+    shift = lambda x, last: jnp.concatenate([x[1:], last[None]])
+    return Plan(
+        shift(plan.mean, jnp.zeros_like(plan.mean[-1])),
+        start.std,
+        shift(plan.actions, plan.actions[-1]),
+        jnp.concatenate([plan.elites[:, 1:], plan.elites[:, -1:]], axis=1),
+    )
+
+
+def validate(name: str, config: Config) -> None:
+    """Raises ValueError, naming the fields, for a configuration that cannot be."""
+    if name not in PLANNERS:
+        raise ValueError(f"planner is {name!r}, must be one of {', '.join(PLANNERS)}")
+    for field in ("horizon", "num_samples", "num_elites", "num_iterations"):
+        if getattr(config, field) < 1:
+            raise ValueError(f"{field} is {getattr(config, field)}, must be at least 1")
+    if "num_elites" in PLANNERS[name][1] and config.num_elites > config.num_samples:
+        raise ValueError(
+            f"num_elites is {config.num_elites}, more than the {config.num_samples} of "
+            "num_samples"
+        )
+    if name == "icem" and not 0 <= config.num_kept <= config.num_elites:
+        raise ValueError(
+            f"num_kept is {config.num_kept}, must be between 0 and the "
+            f"{config.num_elites} of num_elites"
+        )

@@ -1,0 +1,131 @@
+"""Environment x policy -> trajectories."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mbrl_jax.types import (
+    Array,
+    Env,
+    EnvState,
+    Key,
+    Metrics,
+    Policy,
+    PyTree,
+    Transition,
+)
+
+
+class Episode(NamedTuple):
+    transitions: Transition  # [T, ...]
+    valid: Array  # [T] bool, false after the end of the episode
+
+
+class Running(NamedTuple):
+    """An environment and the policy in it, between two calls of `rollout`."""
+
+    env_state: EnvState
+    memory: PyTree
+
+
+def episode(
+    key: Key, env: Env, policy: Policy, num_steps: int | None = None
+) -> Episode:
+    """One episode, at most `num_steps` (default: the environment's own limit) long.
+
+    After its end nothing is computed, unless vmapped, and entries are zero and not
+    valid.
+    """
+    return Episode(*_run(key, env, policy, num_steps, _transition)[1])
+
+
+def trajectory(key: Key, env: Env, policy: Policy) -> tuple[EnvState, Array]:
+    """The states of one episode [T + 1, ...], and which of them are `valid` [T + 1]."""
+    start, (states, valid) = _run(key, env, policy, None, lambda old, action, new: new)
+    states = jax.tree.map(
+        lambda x, y: jnp.concatenate([jnp.asarray(x)[None], y]), start, states
+    )
+    return states, jnp.concatenate([jnp.ones(1, bool), valid])
+
+
+def evaluate(
+    key: Key, env: Env, policy: Policy, num_episodes: int
+) -> tuple[Metrics, Episode]:
+    """Runs `num_episodes`; statistics of their returns, and the episodes [E, T]."""
+
+    def one(key: Key) -> Episode:
+        return episode(key, env, policy)
+
+    keys = jax.random.split(key, num_episodes)
+    episodes = jax.lax.map(one, keys) if env.host else jax.vmap(one)(keys)
+    returns = episodes.transitions.reward.sum(axis=-1)  # invalid rewards are 0
+    metrics = {
+        "eval/return_mean": returns.mean(),
+        "eval/return_std": returns.std(),
+        "eval/return_min": returns.min(),
+        "eval/return_max": returns.max(),
+        "eval/length_mean": episodes.valid.sum(axis=-1).mean(),
+    }
+    return metrics, episodes
+
+
+def start(key: Key, env: Env, policy: Policy) -> Running:
+    return Running(env.reset(key), policy.init())
+
+
+def rollout(
+    key: Key, env: Env, policy: Policy, running: Running, num_steps: int
+) -> tuple[Running, Transition]:
+    """Goes on for `num_steps`; an episode that ends is followed by a fresh one.
+
+    The transitions [T, ...] keep the observation that an episode ended with.
+    """
+
+    def step(running: Running, key: Key) -> tuple[Running, Transition]:
+        act_key, reset_key = jax.random.split(key)
+        old, memory = running
+        action, memory = policy.act(act_key, old.obs, memory)
+        new = env.step(old, action)
+        running = jax.lax.cond(
+            new.terminal | new.truncated,
+            lambda: start(reset_key, env, policy),
+            lambda: Running(new, memory),
+        )
+        return running, _transition(old, action, new)
+
+    return jax.lax.scan(step, running, jax.random.split(key, num_steps))
+
+
+def _transition(old: EnvState, action: Array, new: EnvState) -> Transition:
+    return Transition(old.obs, action, new.reward, new.obs, new.terminal, new.truncated)
+
+
+def _run(
+    key: Key,
+    env: Env,
+    policy: Policy,
+    num_steps: int | None,
+    record: Callable[[EnvState, Array, EnvState], PyTree],
+) -> tuple[EnvState, tuple[PyTree, Array]]:
+    """One episode; what `record` makes of each step, stacked, and which are valid."""
+    reset_key, key = jax.random.split(key)
+    first = start(reset_key, env, policy)
+
+    def advance(key: Key, running: Running) -> tuple[Running, PyTree]:
+        action, memory = policy.act(key, running.env_state.obs, running.memory)
+        new = env.step(running.env_state, action)
+        return Running(new, memory), record(running.env_state, action, new)
+
+    def stay(key: Key, running: Running) -> tuple[Running, PyTree]:
+        shapes = jax.eval_shape(advance, key, running)[1]
+        return running, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+    def step(running: Running, key: Key) -> tuple[Running, tuple[PyTree, Array]]:
+        done = running.env_state.terminal | running.env_state.truncated
+        running, recorded = jax.lax.cond(done, stay, advance, key, running)
+        return running, (recorded, ~done)
+
+    keys = jax.random.split(key, num_steps or env.episode_length)
+    return first.env_state, jax.lax.scan(step, first, keys)[1]

@@ -1,0 +1,172 @@
+"""From pure functions of a physical state to an `Env`; an integrator; a time limit."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mbrl_jax.ops import raster
+from mbrl_jax.types import Array, Env, EnvState, Key, PyTree
+
+
+class Sim(NamedTuple):
+    """What `EnvState.sim` is in the environments built here."""
+
+    state: PyTree  # the physical state
+    action: Array  # [A] the action that led here, to be drawn; 0 after a reset
+
+
+def never(obs: Array, action: Array, next_obs: Array) -> Array:
+    """The `terminal` of a task without an end."""
+    return jnp.zeros((), bool)
+
+
+def make_env(
+    name: str,
+    *,
+    initial: Callable[[Key], PyTree],
+    dynamics: Callable[[PyTree, Array], PyTree],  # (state, action [A]) -> next state
+    observe: Callable[[PyTree], Array],  # state -> [O]
+    reward: Callable[[Array, Array, Array], Array],  # (obs, action, next_obs) -> []
+    terminal: Callable[[Array, Array, Array], Array] = never,
+    shapes: Callable[[PyTree], list[raster.Shapes]],  # what to draw, undermost first
+    view: raster.View,
+    action_size: int,
+    action_limit: float,
+    episode_length: int,
+) -> Env:
+    """Clips actions, counts time, and keeps the types of a state from step to step."""
+    _check_episode_length(episode_length)
+
+    def clip(action: Array) -> Array:
+        return jnp.clip(action, -action_limit, action_limit)
+
+    def reset(key: Key) -> EnvState:
+        state = initial(key)
+        state = _like(state, state)
+        obs = observe(state)
+        return EnvState(
+            obs=obs.astype(obs.dtype),
+            reward=jnp.zeros((), obs.dtype),
+            terminal=jnp.zeros((), bool),
+            truncated=jnp.zeros((), bool),
+            time=jnp.zeros((), jnp.int32),
+            sim=Sim(state, jnp.zeros(action_size, obs.dtype)),
+        )
+
+    def step(env_state: EnvState, action: Array) -> EnvState:
+        action, obs = clip(action), env_state.obs
+        state = dynamics(env_state.sim.state, action.astype(obs.dtype))
+        sim = _like(Sim(state, action), env_state.sim)
+        next_obs = observe(sim.state).astype(obs.dtype)
+        time = env_state.time + 1
+        ended = terminal(obs, sim.action, next_obs)
+        return EnvState(
+            obs=next_obs,
+            reward=reward(obs, sim.action, next_obs).astype(obs.dtype),
+            terminal=ended,
+            truncated=(time >= episode_length) & ~ended,
+            time=time,
+            sim=sim,
+        )
+
+    def draw(sim: Sim) -> Array:
+        picture = raster.stack(
+            shapes(sim.state) + _gauges(sim.action / action_limit, view)
+        )
+        return raster.to_uint8(raster.paint(picture, view))
+
+    draw_all = jax.jit(lambda sims: jax.lax.map(draw, sims))
+    return Env(
+        name=name,
+        reset=reset,
+        step=step,
+        obs_size=jax.eval_shape(lambda: reset(jax.random.key(0))).obs.shape[0],
+        action_size=action_size,
+        action_limit=action_limit,
+        episode_length=episode_length,
+        reward=lambda obs, action, next_obs: reward(obs, clip(action), next_obs),
+        terminal=lambda obs, action, next_obs: terminal(obs, clip(action), next_obs),
+        render=lambda env_states: draw_all(env_states.sim),
+    )
+
+
+def time_limit(env: Env, episode_length: int) -> Env:
+    """The same task, cut after `episode_length` steps in place of its own number."""
+    _check_episode_length(episode_length)
+
+    def step(env_state: EnvState, action: Array) -> EnvState:
+        after = env.step(env_state, action)
+        late = after.time >= episode_length
+        return after._replace(truncated=late & ~after.terminal)
+
+    return env._replace(step=step, episode_length=episode_length)
+
+
+def observe_all(env: Env) -> Env:
+    """The same task, but `obs` is the whole `EnvState` of `env`, a pytree.
+
+    For policies that plan on the true dynamics: they get what `env.step` needs.
+    """
+
+    def wrap(env_state: EnvState) -> EnvState:
+        everything: PyTree = env_state
+        return env_state._replace(obs=everything, sim=env_state)
+
+    return env._replace(
+        reset=lambda key: wrap(env.reset(key)),
+        step=lambda env_state, action: wrap(env.step(env_state.sim, action)),
+        reward=None,  # of vectors only
+        terminal=None,
+        render=None,
+    )
+
+
+def rk4(
+    derivative: Callable[[Array], Array], state: Array, dt: float, num_steps: int = 1
+) -> Array:
+    """Classical Runge-Kutta, `num_steps` steps of `dt` (s); state [D]."""
+
+    def step(state: Array, _: None) -> tuple[Array, None]:
+        k1 = derivative(state)
+        k2 = derivative(state + dt / 2 * k1)
+        k3 = derivative(state + dt / 2 * k2)
+        k4 = derivative(state + dt * k3)
+        return state + dt / 6 * (k1 + 2 * k2 + 2 * k3 + k4), None
+
+    return jax.lax.scan(step, state, None, length=num_steps)[0]
+
+
+def _check_episode_length(episode_length: int) -> None:
+    if episode_length < 1:
+        raise ValueError(f"episode_length must be at least 1, not {episode_length}")
+
+
+def _like(new: PyTree, old: PyTree) -> PyTree:
+    """`new` with the types of `old`, none of them weak: a scan carry must keep them."""
+
+    def cast(new: Array, old: Array) -> Array:
+        is_key = jnp.issubdtype(old.dtype, jax.dtypes.prng_key)
+        return new if is_key else new.astype(old.dtype)
+
+    return jax.tree.map(cast, new, old)
+
+
+def _gauges(fractions: Array, view: raster.View) -> list[raster.Shapes]:
+    """A bar per action at the bottom of the picture; `fractions` [A] in [-1, 1]."""
+    x, y = view.centre
+    unit, reach, shapes = view.half_height / 100, 0.5 * view.half_height, []
+    for i in range(fractions.shape[0]):
+        height = jnp.asarray(y - (92 - 7 * i) * unit)
+        end = jnp.stack([x + reach * fractions[i], height])
+        left, middle, right = (
+            jnp.stack([jnp.asarray(x + offset), height])
+            for offset in (-reach, 0, reach)
+        )
+        shapes += [
+            raster.capsule(left, right, 1.8 * unit, raster.STEEL, opacity=0.5),
+            raster.capsule(middle, end, 1.8 * unit, raster.AMBER),
+            raster.disc(middle, 2.6 * unit, raster.INK),
+        ]
+    return shapes

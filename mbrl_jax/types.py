@@ -1,0 +1,124 @@
+"""The shapes that everything in this package is made of.
+
+Shape letters, used in every comment: B batch, T time in the environment, H planning
+horizon, M ensemble members, P particles, N sampled action sequences, K kept sequences,
+O obs size, A action size, C replay capacity, E evaluation episodes, S seeds.
+`[]` is a scalar.  Everything is written for one example; callers vmap.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+Array = jax.Array
+Key = jax.Array  # a typed key, `jax.random.key(seed)`
+PyTree = Any
+Params = Any
+Metrics = dict[str, Array]  # {"group/name": []}, the same keys at every step
+
+
+class EnvState(NamedTuple):
+    """What an environment is in, and what it showed on the way here."""
+
+    obs: Array  # [O]
+    reward: Array  # [] reward of the step that led here; 0 after a reset
+    terminal: Array  # [] bool, the task ended here: nothing follows, the value is 0
+    truncated: Array  # [] bool, the clock ran out here: the value goes on
+    time: Array  # [] int32, steps since the reset
+    sim: PyTree  # the simulator's own state
+
+
+class Env(NamedTuple):
+    """An environment.  Actions lie in [-action_limit, action_limit] in every dimension.
+
+    `reward` and `terminal` are None where only the simulator knows them; a model then
+    learns them.  `step` never resets: rollouts do, with a fresh key.
+    """
+
+    name: str
+    reset: Callable[[Key], EnvState]
+    step: Callable[[EnvState, Array], EnvState]  # (env_state, action [A])
+    obs_size: int  # O
+    action_size: int  # A
+    action_limit: float
+    episode_length: int  # steps after which `truncated` is set
+    reward: Callable[[Array, Array, Array], Array] | None = None
+    terminal: Callable[[Array, Array, Array], Array] | None = None
+    # (obs [O], action [A], next_obs [O]) -> []
+    render: Callable[[EnvState], Array] | None = None
+    # states stacked over time, [T, ...] -> uint8 [T, height, width, 3]; not under jit
+    host: bool = False  # steps outside jax, one run at a time: never vmap it
+
+
+class Transition(NamedTuple):
+    """One step, or with a leading axis many.  `next_obs` is never that of a reset."""
+
+    obs: Array  # [O]
+    action: Array  # [A]
+    reward: Array  # []
+    next_obs: Array  # [O]
+    terminal: Array  # [] bool
+    truncated: Array  # [] bool
+
+
+class Gaussian(NamedTuple):
+    """Independent normals."""
+
+    mean: Array  # [..., D]
+    std: Array  # [..., D]
+
+
+class Model(NamedTuple):
+    """A learned model of the dynamics, see `models/`.
+
+    `predict` is about the outcome of one step, a vector of size D: `next_obs` [O], then
+    the reward and the logit of a termination where these are learned.
+    """
+
+    init: Callable[[Key], PyTree]
+    fit: Callable[[Key, PyTree, PyTree], tuple[PyTree, Metrics]]  # (key, state, replay)
+    members: Callable[[PyTree], PyTree]  # state -> what `predict` needs, leading axis M
+    predict: Callable[[PyTree, Array, Array], Gaussian]  # (one member, obs, action) [D]
+
+
+class Plan(NamedTuple):
+    """A diagonal Gaussian over action sequences, and what a planner makes of it."""
+
+    mean: Array  # [H, A]
+    std: Array  # [H, A]
+    actions: Array  # [H, A] the sequence to execute
+    elites: Array  # [K, H, A] sequences kept for the next search; K is 0 for most
+
+
+Objective = Callable[[Array], Array]  # an action sequence [H, A] -> its worth []
+Planner = Callable[[Key, Objective, Plan], tuple[Plan, Metrics]]  # maximises
+
+
+class Policy(NamedTuple):
+    """Anything that acts.  `memory`: a plan, a recurrent state, a time index, or ()."""
+
+    init: Callable[[], PyTree]
+    act: Callable[[Key, Array, PyTree], tuple[Array, PyTree]]  # (key, obs, memory)
+
+
+class Learner(NamedTuple):
+    """A model-free optimiser of a policy, used inside algorithms."""
+
+    init: Callable[[Key], PyTree]
+    update: Callable[[Key, PyTree, Transition], tuple[PyTree, Metrics]]
+    policy: Callable[[PyTree], Policy]
+
+
+class Algorithm(NamedTuple):
+    """A method.  `step` is one iteration of its outer loop, environment included.
+
+    `step` can be jitted, vmapped and scanned as a whole.  Its metrics have the same
+    keys every time; `env_steps` is one: real transitions since `init`.
+    """
+
+    init: Callable[[Key], PyTree]
+    step: Callable[[Key, PyTree], tuple[PyTree, Metrics]]
+    policy: Callable[[PyTree], Policy]  # what is evaluated and rendered
+    predict: Callable[[PyTree, Array, Array], Gaussian] | None = None
+    # the learned model where there is one: (state, obs, action) -> [M, D], O of D first

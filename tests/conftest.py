@@ -1,0 +1,25 @@
+"""What every test runs under: no implicit broadcasting, and a compilation cache.
+
+Warnings are errors by pyproject.toml.  The cache makes a second run quick and can be
+deleted at any time.
+"""
+
+import os
+from pathlib import Path
+
+import hypothesis
+import jaxlib
+
+CACHE = Path(__file__).parents[1] / ".cache" / f"jaxlib-{jaxlib.__version__}"
+
+# By the environment, so that subprocesses have it too; before the first import of jax.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+
+import jax  # noqa: E402
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# The first call of a jitted function takes long, and a failure must come again.
+hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("repeatable")

@@ -1,0 +1,225 @@
+"""What holds for each of the project's own environments."""
+
+import functools
+import sys
+
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mbrl_jax import envs
+from mbrl_jax.types import Array, Env, EnvState
+
+each = pytest.mark.parametrize("name", envs.names())
+ENDLESS = [name for name in envs.names() if name[:5] != "probe"]
+ENDLESS.remove("cartpole_balance")
+OPTIMAL_RETURNS = {
+    "probe1": lambda obs: jnp.ones(()),
+    "probe2": lambda obs: obs[0],
+    "probe3": lambda obs: jnp.ones(()),
+    "probe4": lambda obs: jnp.ones(()),
+    "probe5": lambda obs: jnp.ones(()),
+}
+
+
+def random_actions(env: Env, num_steps: int) -> Array:
+    """A third of them beyond the limits, the first among them: [T, A]."""
+    shape = (num_steps, env.action_size)
+    fractions = jax.random.uniform(jax.random.key(1), shape, minval=-1.5, maxval=1.5)
+    return env.action_limit * fractions.at[0].set(1.3)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def play(env: Env, key: Array, actions: Array) -> EnvState:
+    """All states, the first one included: [T + 1, ...]."""
+
+    def step(env_state: EnvState, action: Array) -> tuple[EnvState, EnvState]:
+        return env.step(env_state, action), env_state
+
+    last, states = jax.lax.scan(step, env.reset(key), actions)
+    return jax.tree.map(lambda s, x: jnp.concatenate([s, x[None]]), states, last)
+
+
+@functools.cache
+def episode(name: str) -> tuple[Env, Array, EnvState]:
+    env = envs.make(name)
+    actions = random_actions(env, env.episode_length)
+    return env, actions, play(env, jax.random.key(0), actions)
+
+
+@each
+def test_record(name: str):
+    env, _, states = episode(name)
+    assert env.name == name
+    assert states.obs.shape == (env.episode_length + 1, env.obs_size)
+    for leaf in (states.reward, states.terminal, states.truncated, states.time):
+        assert leaf.shape == (env.episode_length + 1,)
+    assert states.terminal.dtype == states.truncated.dtype == bool
+    assert states.time.dtype == jnp.int32
+    for leaf in (states.obs, states.reward):
+        assert leaf.dtype == jnp.float32
+        assert jnp.isfinite(leaf).all()
+    np.testing.assert_array_equal(states.time, np.arange(env.episode_length + 1))
+    assert not states.terminal[0]
+    assert states.reward[0] == 0
+
+
+@each
+def test_reward_and_terminal_are_functions_of_what_is_seen(name: str):
+    env, actions, states = episode(name)
+    seen = states.obs[:-1], actions, states.obs[1:]
+    assert env.reward is not None
+    assert env.terminal is not None
+    np.testing.assert_allclose(
+        jax.vmap(env.reward)(*seen), states.reward[1:], rtol=1e-5, atol=1e-5
+    )
+    np.testing.assert_array_equal(jax.vmap(env.terminal)(*seen), states.terminal[1:])
+
+
+@each
+def test_the_clock_and_the_end(name: str):
+    _, _, states = episode(name)
+    assert not states.truncated[:-1].any()
+    assert states.truncated[-1] == (name in ENDLESS)
+    assert states.terminal.any() == (name not in ENDLESS)
+
+
+@each
+@pytest.mark.parametrize("x64", [False, True])
+def test_types_stay_so_that_one_compilation_is_enough(name: str, x64: bool):
+    with jax.enable_x64(x64):
+        env = envs.make(name)
+        before = jax.eval_shape(env.reset, jax.random.key(0))
+        after = jax.eval_shape(env.step, before, jnp.zeros(env.action_size))
+        types = lambda tree: [
+            (leaf.shape, leaf.dtype, leaf.weak_type) for leaf in jax.tree.leaves(tree)
+        ]
+        assert types(after) == types(before)
+        assert not any(weak for _, _, weak in types(after))
+        assert jax.tree.structure(after) == jax.tree.structure(before)
+        assert after.obs.dtype == (jnp.float64 if x64 else jnp.float32)
+
+
+@each
+def test_same_key_same_episode_alone_or_in_a_batch(name: str):
+    env, actions, states = episode(name)
+    again = play(env, jax.random.key(0), actions)
+    np.testing.assert_array_equal(again.obs, states.obs)
+    keys = jnp.stack([jax.random.key(i) for i in range(6)])
+    batch = jax.vmap(lambda key: play(env, key, actions).obs)(keys)[:, :6]
+    single = jnp.stack([play(env, key, actions).obs for key in keys])[:, :6]
+    np.testing.assert_allclose(batch, single, rtol=1e-4, atol=1e-5)
+    others_differ = (single[1:, 0] != single[:1, 0]).any()
+    assert others_differ == (name not in ("probe1", "probe3", "probe4"))
+
+
+@each
+def test_actions_are_clipped(name: str):
+    env, actions, states = episode(name)
+    limit = env.action_limit
+    clipped = play(env, jax.random.key(0), jnp.clip(actions, -limit, limit))
+    assert jnp.abs(actions).max() > limit
+    np.testing.assert_array_equal(clipped.reward, states.reward)
+    np.testing.assert_array_equal(clipped.obs, states.obs)
+
+
+@each
+def test_gradient_is_that_of_finite_differences(name: str):
+    """Of the next state, obs and reward, weighted, in the state, obs and action."""
+    with jax.enable_x64(True):
+        env = envs.make(name)
+        env_state = env.reset(jax.random.key(3))
+        action = jnp.full(env.action_size, 0.3 * env.action_limit)
+        is_float = lambda leaf: jnp.issubdtype(leaf.dtype, jnp.floating)
+        leaves, structure = jax.tree.flatten(env_state)
+        floats = [leaf for leaf in leaves if is_float(leaf)]
+        point, unravel = jax.flatten_util.ravel_pytree((floats, action))
+        # Away from the start, which is at rest in some.
+        point = point + 0.1 * np.random.default_rng(0).normal(size=point.size)
+        weights = np.random.default_rng(1).normal(size=point.size)
+
+        @jax.jit
+        def step(point: Array) -> Array:
+            floats, action = unravel(point)
+            fill = iter(floats)
+            full = [next(fill) if is_float(leaf) else leaf for leaf in leaves]
+            after = env.step(jax.tree.unflatten(structure, full), action)
+            results = [leaf for leaf in jax.tree.leaves(after) if is_float(leaf)]
+            results = jax.flatten_util.ravel_pytree(results)[0]
+            return results @ weights[: results.size]
+
+        small = 1e-6 * np.eye(point.size)
+        numeric = [(step(point + s) - step(point - s)) / 2e-6 for s in small]
+        gradient = jax.jit(jax.grad(step))(point)
+        np.testing.assert_allclose(gradient, numeric, rtol=1e-6, atol=1e-7)
+        assert jnp.abs(gradient[-env.action_size :]).min() > 1e-3
+
+
+@each
+def test_pictures(name: str):
+    env, _, states = episode(name)
+    assert env.render is not None
+    frames = np.asarray(env.render(jax.tree.map(lambda leaf: leaf[:2], states)))
+    assert frames.dtype == np.uint8
+    assert frames.ndim == 4
+    assert frames.shape[0] == 2
+    assert frames.shape[-1] == 3
+    assert min(frames.shape[1:3]) >= 150
+    assert (frames[0] != frames[1]).any()
+    assert len(np.unique(frames[0].reshape(-1, 3), axis=0)) > 4
+
+
+@pytest.mark.parametrize("name", OPTIMAL_RETURNS)
+def test_optimal_returns_of_the_probes(name: str):
+    env = envs.make(name)
+    candidates = jnp.linspace(-1, 1, 41)[:, None]
+
+    def value(key: Array, action: Array) -> Array:
+        states = play(env, key, jnp.repeat(action[None], env.episode_length, axis=0))
+        return states.reward.sum(), states.terminal, states.obs[0]
+
+    for key in jax.random.split(jax.random.key(0), 4):
+        returns, terminal, obs = jax.vmap(value, (None, 0))(key, candidates)
+        optimum = OPTIMAL_RETURNS[name](obs[0])
+        np.testing.assert_allclose(returns.max(), optimum, atol=1e-6)
+        np.testing.assert_array_equal(terminal.sum(axis=1), 1)
+        assert terminal[:, -1].all()
+
+
+def test_half_of_the_coins_are_heads():
+    obs = jax.vmap(envs.make("probe2").reset)(
+        jax.random.split(jax.random.key(0), 1000)
+    ).obs
+    assert set(np.unique(obs)) == {-1.0, 1.0}
+    assert abs(obs.mean()) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("cartpole_swing", "unknown environment 'cartpole_swing'; did you mean 'cart"),
+        ("", "unknown environment ''; known are: pendulum, cartpole_swingup"),
+        ("brax/", "brax/NAME/BACKEND"),
+        ("atari/pong", "gymnasium/ID"),
+    ],
+)
+def test_unknown_names(name: str, message: str):
+    with pytest.raises(ValueError, match=message):
+        envs.make(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "arguments"),
+    [
+        ("brax/reacher", "brax", ("reacher",)),
+        ("brax/reacher/spring", "brax", ("reacher", "spring")),
+        ("gymnasium/ALE/Pong-v5", "gymnasium", ("ALE/Pong-v5",)),
+    ],
+)
+def test_adapters_by_prefix(monkeypatch, name: str, module: str, arguments: tuple):
+    adapter = type(sys)("adapter")
+    adapter.make = lambda *args: args
+    monkeypatch.setitem(sys.modules, f"mbrl_jax.envs.{module}", adapter)
+    assert envs.make(name) == arguments

@@ -1,0 +1,59 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mbrl_jax.ops import normalize
+from mbrl_jax.types import Gaussian
+
+RNG = np.random.default_rng(0)
+X = (RNG.normal(size=(50, 3)) * [1.0, 200.0, 1e-3] + [0.0, 50.0, 3e-3]).astype("f4")
+VALID = RNG.random(50) < 0.6
+
+
+@pytest.mark.parametrize("garbage", [0.0, 1e9, np.nan, np.inf])
+def test_statistics_are_those_of_the_valid_rows(garbage: float):
+    x = jnp.where(VALID[:, None], X, garbage)
+    mean, std = normalize.statistics(x, jnp.asarray(VALID))
+    np.testing.assert_allclose(mean, X[VALID].mean(axis=0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(std, X[VALID].std(axis=0), rtol=1e-5)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, -3.3, 1000.1, 1e-9])
+@pytest.mark.parametrize("num_rows", [1, 853, 8530])
+def test_a_constant_column_keeps_the_scale_1(value: float, num_rows: int):
+    """However many equal numbers are summed: rounding must not look like data."""
+    x = jnp.full((10_000, 1), value)
+    mean, std = normalize.statistics(x, jnp.arange(10_000) < num_rows)
+    np.testing.assert_allclose(mean, [value], rtol=1e-6)
+    np.testing.assert_array_equal(std, [1.0])
+
+
+def test_a_column_constant_up_to_rounding_keeps_the_scale_1():
+    steps = jnp.array([0.0, 1.0, -1.0, 0.0])[:, None]
+    noise = 1000.0 * (1 + 1e-7 * steps)
+    x = jnp.concatenate([noise, steps, 1e-4 * steps], axis=1)
+    std = normalize.statistics(x, jnp.ones(4, bool)).std
+    np.testing.assert_allclose(std, [1.0, 0.5**0.5, 1e-4 * 0.5**0.5], rtol=1e-6)
+
+
+def test_no_row_at_all():
+    mean, std = normalize.statistics(jnp.full((4, 2), jnp.nan), jnp.zeros(4, bool))
+    np.testing.assert_array_equal(mean, [0.0, 0.0])
+    np.testing.assert_array_equal(std, [1.0, 1.0])
+
+
+def test_there_and_back():
+    stats = normalize.statistics(jnp.asarray(X), jnp.asarray(VALID))
+    z = jax.vmap(normalize.normalise, (None, 0))(stats, jnp.asarray(X))
+    np.testing.assert_allclose(z[VALID].mean(axis=0), 0, atol=1e-5)
+    np.testing.assert_allclose(z[VALID].std(axis=0), 1, rtol=1e-5)
+    back = jax.vmap(normalize.denormalise, (None, 0))(stats, Gaussian(z, 2 + 0 * z))
+    np.testing.assert_allclose(back.mean, X, rtol=1e-4, atol=1e-6)
+    scale = np.broadcast_to(2 * X[VALID].std(axis=0), X.shape)
+    np.testing.assert_allclose(back.std, scale, rtol=1e-5)
+
+
+def test_the_identity():
+    x = jnp.array([3.0, -4.0])
+    np.testing.assert_array_equal(normalize.normalise(normalize.identity(2), x), x)

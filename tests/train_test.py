@@ -1,0 +1,368 @@
+"""The training loop, with an algorithm so small that only the loop is tested."""
+
+import errno
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mbrl_jax import checkpoints, train
+from mbrl_jax.types import Algorithm, Array, Env, EnvState, Key, Metrics, Policy
+
+ENV_LENGTH = 5
+
+
+class State(NamedTuple):
+    weights: Array  # [3]
+    best: Array  # [3], at first the same array as `weights`
+    key: Key  # [2]
+    count: Array  # [] int32
+    flags: Array  # [2] bool
+    half: Array  # [2] bfloat16
+    empty: Array  # [0]
+    nothing: tuple[()]
+
+
+def toy_env(host: bool = False) -> Env:
+    """A point that is pushed; the reward is minus its distance from the origin."""
+
+    def show(obs: Array, reward: Array, time: Array) -> EnvState:
+        never = jnp.zeros((), bool)
+        return EnvState(obs, reward, never, time >= ENV_LENGTH, time, ())
+
+    def reset(key: Key) -> EnvState:
+        return show(
+            jax.random.normal(key, (2,)), jnp.zeros(()), jnp.zeros((), jnp.int32)
+        )
+
+    def step(env_state: EnvState, action: Array) -> EnvState:
+        obs = env_state.obs + action
+        return show(obs, -jnp.linalg.norm(obs), env_state.time + 1)
+
+    return Env("toy", reset, step, 2, 1, 1.0, ENV_LENGTH, host=host)
+
+
+def toy(fault: Callable[[Array, Array], Array] = lambda count, x: x) -> Algorithm:
+    """Draws weights; `fault(count, weights)` may spoil them."""
+
+    def init(key: Key) -> State:
+        weights = jax.random.normal(key, (3,))
+        return State(
+            weights,
+            weights,
+            jax.random.split(key),
+            jnp.zeros((), jnp.int32),
+            jnp.array([True, False]),
+            jnp.ones(2, jnp.bfloat16),
+            jnp.zeros(0),
+            (),
+        )
+
+    def step(key: Key, state: State) -> tuple[State, Metrics]:
+        weights = state.weights + jax.random.normal(key, (3,))
+        weights = fault(state.count, weights)
+        state = state._replace(
+            weights=weights,
+            key=jax.vmap(jax.random.fold_in, in_axes=(0, None))(state.key, state.count),
+            count=state.count + 1,
+        )
+        return state, {"env_steps": state.count * 5, "train/sum": weights.sum()}
+
+    def policy(state: State) -> Policy:
+        return Policy(
+            lambda: (), lambda key, obs, memory: (state.weights[:1] * obs[:1], memory)
+        )
+
+    return Algorithm(init, step, policy)
+
+
+def recorder() -> tuple[dict[int, dict[str, Any]], train.Log]:
+    lines: dict[int, dict[str, Any]] = {}
+
+    def log(step: int, metrics: dict[str, Any]) -> None:
+        assert step not in lines
+        lines[step] = {k: v for k, v in metrics.items() if not k.startswith("time/")}
+
+    return lines, log
+
+
+def plain(state: State) -> State:
+    return jax.device_get(state._replace(key=jax.random.key_data(state.key)))
+
+
+def assert_equal(left: Any, right: Any) -> None:
+    jax.tree.map(np.testing.assert_array_equal, left, right)
+
+
+def unexpected(line: str) -> None:
+    raise AssertionError(line)
+
+
+def damage(folder: Path) -> None:
+    """Flips one byte in the middle of the largest file of a checkpoint."""
+    path = max(
+        (p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size
+    )
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+
+
+KEY = jax.random.key(3)
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
+    options = {"eval_every": 2, "report": unexpected}
+    whole, log = recorder()
+    expected = train.run(KEY, toy(), toy_env(), 8, log=log, **options)
+    parts, log = recorder()
+    for num_steps in (4, 8):  # the evaluation at the end of a part is due anyway
+        result = train.run(
+            KEY, toy(), toy_env(), num_steps, folder=tmp_path, log=log, **options
+        )
+        assert result.step == num_steps
+    assert_equal(plain(result.state), plain(expected.state))
+    assert_equal(parts, whole)
+    assert sorted(whole) == list(range(1, 9))
+    assert [s for s in whole if "eval/return_mean" in whole[s]] == [2, 4, 6, 8]
+    assert_equal(result.episodes, expected.episodes)
+
+
+def test_a_finished_run_is_not_stepped_again(tmp_path: Path) -> None:
+    first = train.run(KEY, toy(), toy_env(), 3, folder=tmp_path)
+    lines, log = recorder()
+    again = train.run(KEY, toy(), toy_env(), 3, folder=tmp_path, log=log)
+    assert not lines
+    assert again.step == 3
+    assert_equal(plain(again.state), plain(first.state))
+
+
+def test_step_compiles_once_also_after_a_restore(tmp_path: Path) -> None:
+    train.run(KEY, toy(), toy_env(), 2, folder=tmp_path)
+    for key in (KEY, train.seeds(0, 2)):
+        loop = train.build(key, toy(), toy_env(), 2)
+        state = loop.init(key)
+        checkpoints.save(tmp_path / str(key.ndim), 1, state, {})
+        for i in range(3):
+            state, _ = loop.step(key, i, state)
+        _, saved = checkpoints.restore(tmp_path / str(key.ndim), state, {}, unexpected)
+        for i in range(3):
+            saved, _ = loop.step(key, i, loop.place(saved))
+        assert loop.step._cache_size() == 1
+
+
+def test_seeds_together_equal_seeds_alone() -> None:
+    lines, log = recorder()
+    together = train.run(train.seeds(5, 3), toy(), toy_env(), 4, log=log)
+    for i in range(3):
+        single, log = recorder()
+        alone = train.run(jax.random.key(5 + i), toy(), toy_env(), 4, log=log)
+        seed = jax.tree.map(lambda x, i=i: x[i], plain(together.state))
+        jax.tree.map(
+            lambda x, y: np.testing.assert_allclose(
+                np.float64(x), np.float64(y), rtol=1e-5, atol=1e-6
+            ),
+            (seed, {k: v[i] for k, v in lines[4].items()}),
+            (plain(alone.state), single[4]),
+        )
+    assert lines[4]["eval/return_mean"].shape == (3,)
+    assert together.episodes.valid.shape == (3, 5, ENV_LENGTH)
+    assert len(set(lines[4]["train/sum"].tolist())) == 3
+
+
+def test_host_environments_take_one_seed() -> None:
+    with pytest.raises(ValueError, match="one seed at a time"):
+        train.run(train.seeds(0, 2), toy(), toy_env(host=True), 1)
+
+
+def test_the_last_checkpoints_are_kept(tmp_path: Path) -> None:
+    train.run(KEY, toy(), toy_env(), 7, folder=tmp_path, keep=2, checkpoint_every=2)
+    assert checkpoints.steps(tmp_path) == [6, 7]
+
+
+def test_should_stop_ends_the_run_with_a_checkpoint(tmp_path: Path) -> None:
+    lines, log = recorder()
+    result = train.run(
+        KEY,
+        toy(),
+        toy_env(),
+        9,
+        folder=tmp_path,
+        checkpoint_every=5,
+        log=log,
+        should_stop=lambda: len(lines) == 3,
+    )
+    assert result.step == 3
+    assert checkpoints.steps(tmp_path) == [3]
+
+
+@pytest.mark.parametrize("kind", ["flipped", "truncated", "missing", "moved"])
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_used(
+    tmp_path: Path, kind: str
+) -> None:
+    folder = tmp_path / "damaged"
+    whole = train.run(KEY, toy(), toy_env(), 6, folder=tmp_path / "whole")
+    train.run(KEY, toy(), toy_env(), 4, folder=folder)
+    files = [p for p in (folder / "4").rglob("*") if p.is_file()]
+    if kind == "flipped":
+        damage(folder / "4")
+    elif kind == "truncated":
+        for path in files:
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    elif kind == "missing":
+        for path in files:
+            path.unlink()
+    else:
+        (folder / "4").rename(folder / "5")
+    reports: list[str] = []
+    lines, log = recorder()
+    resumed = train.run(
+        KEY, toy(), toy_env(), 6, folder=folder, log=log, report=reports.append
+    )
+    assert len(reports) == 1
+    assert "is damaged" in reports[0]
+    assert "\n" not in reports[0]
+    assert min(lines) == 4
+    assert_equal(plain(resumed.state), plain(whole.state))
+    assert checkpoints.steps(folder) == [4, 5, 6]
+    train.run(KEY, toy(), toy_env(), 7, folder=folder, report=unexpected)
+
+
+def test_the_digest_finds_what_orbax_does_not(tmp_path: Path) -> None:
+    state = {"w": jnp.arange(6.0)}
+    checkpoints.save(tmp_path, 1, state, {})
+    record = next((tmp_path / "1" / "record").glob("metadata"))
+    record.write_text(record.read_text().replace('"step": 1', '"step": 1 '))
+    assert checkpoints.restore(tmp_path, state, {}, unexpected)
+    content = json.loads(record.read_text())
+    content["sha256"] = "0" * 64
+    record.write_text(json.dumps(content))
+    with (
+        pytest.warns(UserWarning, match="digest"),
+        pytest.raises(OSError, match="every checkpoint"),
+    ):
+        checkpoints.restore(
+            tmp_path, state, {}, lambda line: __import__("warnings").warn(line)
+        )
+
+
+def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
+    config = {"horizon": 20, "sizes": (3, 4)}
+    train.run(KEY, toy(), toy_env(), 2, folder=tmp_path, config=config)
+    train.run(KEY, toy(), toy_env(), 2, folder=tmp_path, config=config)
+    other = {"horizon": 30, "sizes": (3, 4), "rate": 0.1}
+    with pytest.raises(
+        ValueError, match="horizon is 20 there and 30 here, rate is absent there"
+    ):
+        train.run(KEY, toy(), toy_env(), 3, folder=tmp_path, config=other)
+    with pytest.raises(ValueError, match="another key"):
+        train.run(
+            jax.random.key(4), toy(), toy_env(), 3, folder=tmp_path, config=config
+        )
+    with pytest.raises(ValueError, match=r"does not fit: .*0.*\[\].*\[2\]"):
+        train.run(
+            train.seeds(3, 2), toy(), toy_env(), 3, folder=tmp_path, config=config
+        )
+    assert checkpoints.steps(tmp_path) == [1, 2]
+
+
+def test_an_unwritable_folder_is_refused_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file" / "run", Path("/proc/run")):
+        with pytest.raises(OSError, match="cannot write to"):
+            train.run(KEY, toy(), toy_env(), 1, folder=folder, log=unexpected)
+
+
+def test_a_full_disk_is_seen_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = type("Usage", (), {"free": 200})
+    monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda folder: usage)
+    with pytest.raises(OSError, match="MB free, checkpoints need"):
+        train.run(KEY, toy(), toy_env(), 1, folder=tmp_path, log=unexpected)
+
+
+def test_a_disk_that_fills_up_names_the_last_good_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import orbax.checkpoint as ocp
+
+    save = ocp.CheckpointManager.save
+
+    def full(manager: Any, step: int, **options: Any) -> bool:
+        if step == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return save(manager, step, **options)
+
+    monkeypatch.setattr(ocp.CheckpointManager, "save", full)
+    with pytest.raises(OSError, match=r"No space left.*last good one is of step 2"):
+        train.run(KEY, toy(), toy_env(), 5, folder=tmp_path)
+    assert checkpoints.steps(tmp_path) == [1, 2]
+
+
+def nan_after(count: int) -> Algorithm:
+    return toy(lambda i, x: jnp.where(i >= count, jnp.nan, x))
+
+
+def test_a_non_finite_state_ends_the_run_and_is_not_saved(tmp_path: Path) -> None:
+    lines, log = recorder()
+    with pytest.raises(
+        FloatingPointError, match=r"step 3 .* in weights; .* checkpoint is of step 2"
+    ):
+        train.run(KEY, nan_after(2), toy_env(), 5, folder=tmp_path, log=log)
+    assert [lines[i]["state/non_finite"] for i in (1, 2, 3)] == [0, 0, 3]
+    assert checkpoints.steps(tmp_path) == [1, 2]
+
+
+def test_one_broken_seed_does_not_end_the_others() -> None:
+    key = train.seeds(0, 3)
+    sums = [train.run(k, toy(), toy_env(), 1).state.weights.sum() for k in key]
+    highest = int(np.argmax(sums))
+    margin = float(np.sort(sums)[-2:].mean())
+    broken = toy(lambda i, x: jnp.where((i == 0) & (x.sum() > margin), jnp.inf, x))
+    reports: list[str] = []
+    lines, log = recorder()
+    result = train.run(key, broken, toy_env(), 3, log=log, report=reports.append)
+    assert result.step == 3
+    assert reports == [f"step 1: not finite any more: seeds [{highest}]"]
+    bad = lines[3]["state/non_finite"] > 0
+    assert bad.tolist() == [i == highest for i in range(3)]
+
+
+SHARDED = """
+import sys
+sys.path.insert(0, {folder!r})
+import jax, numpy as np
+import train_test as t
+assert len(jax.devices()) == 4
+result = t.train.run(t.train.seeds(0, 8), t.toy(), t.toy_env(), 3)
+assert len(result.state.weights.sharding.device_set) == 4
+assert t.train.build(t.train.seeds(0, 6), t.toy(), t.toy_env(), 1).init(
+    t.train.seeds(0, 6)).weights.sharding.num_devices == 3
+print(np.asarray(result.state.weights).tolist())
+"""
+
+
+def test_seeds_shard_over_devices_with_the_same_numbers(tmp_path: Path) -> None:
+    code = SHARDED.format(folder=str(Path(__file__).parent))
+    output = subprocess.run(
+        [sys.executable, "-c", code],
+        env={
+            "PYTHONPATH": ":".join(sys.path),
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert output.returncode == 0, output.stderr
+    expected = train.run(train.seeds(0, 8), toy(), toy_env(), 3).state.weights
+    np.testing.assert_allclose(json.loads(output.stdout), expected, rtol=1e-6)
