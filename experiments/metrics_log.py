@@ -1,8 +1,10 @@
 """Metrics on disk: JSON lines for programs, TensorBoard for eyes."""
 
 import contextlib
+import errno
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,31 +23,58 @@ def writer(folder: Path) -> Iterator[Log]:
 
     The first step logged replaces all lines from that step on: those that a killed
     process wrote after its last checkpoint.  A line is one write, so that a kill
-    leaves at most the last one cut.
+    leaves at most the last one cut.  Raises OSError if it cannot be written.
     """
     path = folder / "metrics.jsonl"
     with contextlib.ExitStack() as stack:
-        writers: list[Any] = []
+        files: list[Any] = []
 
         def log(step: int, metrics: Line) -> None:
-            if not writers:
-                # Here because it is slow to import, and not needed until now.
-                from tensorboardX import SummaryWriter
-
-                _cut(path, step)
-                board = SummaryWriter(str(folder / "tensorboard"), purge_step=step)
-                stack.callback(board.close)
-                writers.extend([board, stack.enter_context(open(path, "ab", 0))])
-            board, lines = writers
             record = run_folder.plain({"step": step, **metrics})
-            text = json.dumps(record, allow_nan=False)
-            lines.write(text.encode() + b"\n")
-            for name, value in metrics.items():
-                if np.isfinite(value).all():
-                    board.add_scalar(name, np.mean(value), step)
-            board.flush()
+            text = json.dumps(record, allow_nan=False) + "\n"
+            try:
+                if not files:
+                    _cut(path, step)
+                    files.append(stack.enter_context(open(path, "ab", buffering=0)))
+                    board = _board(folder / "tensorboard", step)
+                    files.append(stack.enter_context(board))
+                if files[0].write(text.encode()) < len(text):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                files[1](step, metrics)
+            except OSError as error:
+                raise OSError(f"cannot write {path}: {error.strerror}") from error
 
         yield log
+
+
+@contextlib.contextmanager
+def _board(folder: Path, step: int) -> Iterator[Log]:
+    """A log for TensorBoard; what it has from `step` on is forgotten.
+
+    Not tensorboardX's SummaryWriter: it writes in a thread, and when that fails, as on
+    a full disk, the process waits for it for ever.
+    """
+    from tensorboardX.event_file_writer import EventsWriter  # slow to import
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+    from tensorboardX.proto.summary_pb2 import Summary
+
+    folder.mkdir(exist_ok=True)
+    file = EventsWriter(str(folder / "events"), f".{step}")
+    start = SessionLog(status=SessionLog.START)
+    file.write_event(Event(wall_time=time.time(), step=step, session_log=start))
+
+    def log(step: int, metrics: Line) -> None:
+        means = {name: float(np.mean(x)) for name, x in metrics.items()}
+        values = [Summary.Value(tag=name, simple_value=x) for name, x in means.items()]
+        summary = Summary(value=values)
+        file.write_event(Event(wall_time=time.time(), step=step, summary=summary))
+        file.flush()
+
+    try:
+        yield log
+    finally:
+        with contextlib.suppress(OSError):  # a full disk has been reported
+            file.close()
 
 
 def read(folder: Path) -> list[Line]:

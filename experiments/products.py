@@ -20,11 +20,11 @@ def make(folder: Path, run: registry.Run, episodes: Episode | None) -> dict[str,
     """
 
     def diagnose(path: Path) -> None:
-        run_folder.write_json(path, _diagnosis(run, episodes))
+        run_folder.write_json(folder / "diagnostics.json", _diagnosis(run, episodes))
+        plot.diagnostics(folder, path)
 
     makers: dict[str, Callable[[Path], None]] = {
-        "diagnostics.json": diagnose,
-        "diagnostics.png": lambda path: plot.diagnostics(folder, path),
+        "diagnostics.png": diagnose,
         "learning_curve.png": lambda path: plot.learning_curve([folder], path),
         "episode.gif": lambda path: render.episode(run, path),
     }

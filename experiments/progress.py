@@ -73,5 +73,11 @@ def _line(step: int, num_steps: int, metrics: dict[str, Any]) -> None:
         report(f"step {step}/{num_steps}  {summary(metrics)}")
 
 
+def note(line: str) -> None:
+    """Says what takes time, to those who wait."""
+    if sys.stderr.isatty():
+        report(line)
+
+
 def report(line: str) -> None:
     print(line, file=sys.stderr, flush=True)

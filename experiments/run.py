@@ -53,6 +53,7 @@ def main(argv: Sequence[str]) -> None:
             run_folder.write_status(folder, "stopped", step=run.step)
             print(f"stopped after step {run.step}; to go on: --run_dir={folder}")
             return
+        progress.note("diagnostics and pictures ...")
         missing = products.make(folder, run, result.episodes)
         run_folder.write_status(folder, "finished", step=run.step, missing=missing)
         print(products.summary(folder))

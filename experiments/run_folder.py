@@ -134,8 +134,12 @@ def read_json(path: Path) -> dict[str, Any]:
 def write_json(path: Path, record: Record) -> None:
     """Writes all of it or nothing."""
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(plain(record), indent=2, allow_nan=False) + "\n")
-    os.replace(temporary, path)
+    text = json.dumps(plain(record), indent=2, allow_nan=False) + "\n"
+    try:
+        temporary.write_text(text)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(f"cannot write {path}: {error.strerror}") from error
 
 
 def write_status(folder: Path, status: str, **more: Any) -> None:

@@ -12,7 +12,7 @@ import json
 import math
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,18 +41,16 @@ def save(folder: Path, step: int, state: PyTree, config: Config, keep: int = 3) 
         "leaves": _leaves(state),
         "sha256": _digest(arrays),
     }
-    options = ocp.CheckpointManagerOptions(
-        max_to_keep=keep, enable_async_checkpointing=False, cleanup_tmp_directories=True
+    args = ocp.args.Composite(
+        state=ocp.args.StandardSave(arrays), record=ocp.args.JsonSave(record)
     )
     try:
-        with ocp.CheckpointManager(folder.resolve(), options=options) as manager:
-            for later in [old for old in manager.all_steps() if old >= step]:
-                manager.delete(later)
-            args = ocp.args.Composite(
-                state=ocp.args.StandardSave(arrays), record=ocp.args.JsonSave(record)
-            )
-            manager.save(step, args=args, force=True)
+        _delete(folder, [old for old in steps(folder) if old >= step])
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+            checkpointer.save(folder.resolve() / str(step), args=args)
+        _delete(folder, steps(folder)[:-keep])
     except Exception as error:  # tensorstore reports a full disk as a ValueError
+        _delete(folder, [])
         good = steps(folder)
         last = f"the last good one is of step {good[-1]}" if good else "there is none"
         raise OSError(
@@ -121,17 +119,23 @@ def differences(old: Config, new: Config) -> str:
     )
 
 
+def _delete(folder: Path, unwanted: Iterable[int]) -> None:
+    """Deletes checkpoints, whole or not at all, and what a killed process left."""
+    for step in unwanted:
+        (folder / str(step)).rename(folder / f"{step}.deleted")
+    for pattern in ("*.deleted", "*.orbax-checkpoint-tmp*"):
+        for path in folder.glob(pattern):
+            shutil.rmtree(path, ignore_errors=True)
+
+
 def _read(folder: Path, step: int) -> tuple[Arrays, dict[str, Any]]:
     import orbax.checkpoint as ocp
 
     args = ocp.args.Composite(
         state=ocp.args.StandardRestore(), record=ocp.args.JsonRestore()
     )
-    options = ocp.CheckpointManagerOptions(
-        create=False, enable_async_checkpointing=False
-    )
-    with ocp.CheckpointManager(folder.resolve(), options=options) as manager:
-        restored = manager.restore(step, args=args)
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        restored = checkpointer.restore(folder.resolve() / str(step), args=args)
     arrays, record = restored["state"], restored["record"]
     if record["step"] != step or record["sha256"] != _digest(arrays):
         raise OSError("its digest does not match its content")

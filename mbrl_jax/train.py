@@ -117,7 +117,7 @@ def run(
     loop = build(key, algorithm, env, eval_episodes)
     saved = restore(key, loop, folder, config, report) if folder else None
     if folder:
-        checkpoints.prepare(folder, (key, jax.eval_shape(loop.init, key)), keep)
+        checkpoints.prepare(folder, jax.eval_shape(loop.init, key), keep)
     step, state = saved or (0, loop.init(key))
     episodes, known_bad = None, np.zeros(key.shape, bool)
     while step < num_steps:
@@ -126,19 +126,19 @@ def run(
         record = {**jax.device_get(metrics), "time/step": _since(clock)}
         step += 1
         last, bad = step == num_steps, record["state/non_finite"] > 0
-        if eval_episodes and (last or _due(step, eval_every)) and not np.all(bad):
+        if eval_episodes and (last or _due(step, eval_every)) and not bad.all():
             clock = time.perf_counter()
             evaluation, episodes = loop.evaluate(key, step, state)
             record |= {**jax.device_get(evaluation), "time/evaluate": _since(clock)}
         log(step, record)
-        if np.all(bad):
+        if bad.all():
             raise FloatingPointError(_diagnosis(step, state, folder))
-        if np.any(bad & ~known_bad):
+        if (bad & ~known_bad).any():
             report(f"step {step}: not finite any more: seeds {np.flatnonzero(bad)}")
         known_bad |= bad
         stop = should_stop()
         if folder and (last or stop or _due(step, checkpoint_every)):
-            checkpoints.save(folder, step, (key, state), config, keep)
+            checkpoints.save(folder, step, {"key": key, "state": state}, config, keep)
         if stop:
             return Result(state, step, episodes)
     if eval_episodes and episodes is None:  # nothing was left to do
@@ -157,14 +157,14 @@ def restore(
 
     Raises ValueError if `folder` holds another run, OSError if all are damaged.
     """
-    template = (key, jax.eval_shape(loop.init, key))
+    template = {"key": key, "state": jax.eval_shape(loop.init, key)}
     saved = checkpoints.restore(folder, template, config, report)
     if saved is None:
         return None
-    step, (saved_key, state) = saved
-    if not np.array_equal(jax.random.key_data(saved_key), jax.random.key_data(key)):
+    step, tree = saved
+    if not np.array_equal(jax.random.key_data(tree["key"]), jax.random.key_data(key)):
         raise ValueError(f"{folder} holds the run of another key")
-    return step, loop.place(state)
+    return step, loop.place(tree["state"])
 
 
 def _over_devices(num_seeds: int) -> NamedSharding:

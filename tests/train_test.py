@@ -101,8 +101,8 @@ def assert_equal(left: Any, right: Any) -> None:
     jax.tree.map(np.testing.assert_array_equal, left, right)
 
 
-def unexpected(line: str) -> None:
-    raise AssertionError(line)
+def unexpected(*arguments: Any) -> None:
+    raise AssertionError(arguments)
 
 
 def damage(folder: Path) -> None:
@@ -118,15 +118,21 @@ def damage(folder: Path) -> None:
 KEY = jax.random.key(3)
 
 
+def go(
+    num_steps: int, key: Key = KEY, algorithm: Algorithm | None = None, **options: Any
+) -> train.Result:
+    """A run; it is evaluated only where that is asked for."""
+    options = {"eval_episodes": 0, **options}
+    return train.run(key, algorithm or toy(), toy_env(), num_steps, **options)
+
+
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
-    options = {"eval_every": 2, "report": unexpected}
+    options = {"eval_every": 2, "eval_episodes": 5, "report": unexpected}
     whole, log = recorder()
-    expected = train.run(KEY, toy(), toy_env(), 8, log=log, **options)
+    expected = go(8, log=log, **options)
     parts, log = recorder()
     for num_steps in (4, 8):  # the evaluation at the end of a part is due anyway
-        result = train.run(
-            KEY, toy(), toy_env(), num_steps, folder=tmp_path, log=log, **options
-        )
+        result = go(num_steps, folder=tmp_path, log=log, **options)
         assert result.step == num_steps
     assert_equal(plain(result.state), plain(expected.state))
     assert_equal(parts, whole)
@@ -136,16 +142,16 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
 
 
 def test_a_finished_run_is_not_stepped_again(tmp_path: Path) -> None:
-    first = train.run(KEY, toy(), toy_env(), 3, folder=tmp_path)
+    first = go(3, folder=tmp_path)
     lines, log = recorder()
-    again = train.run(KEY, toy(), toy_env(), 3, folder=tmp_path, log=log)
+    again = go(3, folder=tmp_path, log=log)
     assert not lines
     assert again.step == 3
     assert_equal(plain(again.state), plain(first.state))
 
 
 def test_step_compiles_once_also_after_a_restore(tmp_path: Path) -> None:
-    train.run(KEY, toy(), toy_env(), 2, folder=tmp_path)
+    go(2, folder=tmp_path)
     for key in (KEY, train.seeds(0, 2)):
         loop = train.build(key, toy(), toy_env(), 2)
         state = loop.init(key)
@@ -160,10 +166,10 @@ def test_step_compiles_once_also_after_a_restore(tmp_path: Path) -> None:
 
 def test_seeds_together_equal_seeds_alone() -> None:
     lines, log = recorder()
-    together = train.run(train.seeds(5, 3), toy(), toy_env(), 4, log=log)
+    together = go(4, train.seeds(5, 3), eval_episodes=5, log=log)
     for i in range(3):
         single, log = recorder()
-        alone = train.run(jax.random.key(5 + i), toy(), toy_env(), 4, log=log)
+        alone = go(4, jax.random.key(5 + i), eval_episodes=5, log=log)
         seed = jax.tree.map(lambda x, i=i: x[i], plain(together.state))
         jax.tree.map(
             lambda x, y: np.testing.assert_allclose(
@@ -183,16 +189,13 @@ def test_host_environments_take_one_seed() -> None:
 
 
 def test_the_last_checkpoints_are_kept(tmp_path: Path) -> None:
-    train.run(KEY, toy(), toy_env(), 7, folder=tmp_path, keep=2, checkpoint_every=2)
+    go(7, folder=tmp_path, keep=2, checkpoint_every=2)
     assert checkpoints.steps(tmp_path) == [6, 7]
 
 
 def test_should_stop_ends_the_run_with_a_checkpoint(tmp_path: Path) -> None:
     lines, log = recorder()
-    result = train.run(
-        KEY,
-        toy(),
-        toy_env(),
+    result = go(
         9,
         folder=tmp_path,
         checkpoint_every=5,
@@ -208,8 +211,8 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_used(
     tmp_path: Path, kind: str
 ) -> None:
     folder = tmp_path / "damaged"
-    whole = train.run(KEY, toy(), toy_env(), 6, folder=tmp_path / "whole")
-    train.run(KEY, toy(), toy_env(), 4, folder=folder)
+    whole = go(6, folder=tmp_path / "whole")
+    go(4, folder=folder)
     files = [p for p in (folder / "4").rglob("*") if p.is_file()]
     if kind == "flipped":
         damage(folder / "4")
@@ -223,53 +226,55 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_used(
         (folder / "4").rename(folder / "5")
     reports: list[str] = []
     lines, log = recorder()
-    resumed = train.run(
-        KEY, toy(), toy_env(), 6, folder=folder, log=log, report=reports.append
-    )
+    resumed = go(6, folder=folder, log=log, report=reports.append)
     assert len(reports) == 1
     assert "is damaged" in reports[0]
     assert "\n" not in reports[0]
     assert min(lines) == 4
     assert_equal(plain(resumed.state), plain(whole.state))
     assert checkpoints.steps(folder) == [4, 5, 6]
-    train.run(KEY, toy(), toy_env(), 7, folder=folder, report=unexpected)
+    go(7, folder=folder, report=unexpected)
 
 
-def test_the_digest_finds_what_orbax_does_not(tmp_path: Path) -> None:
+def test_the_digest_is_checked(tmp_path: Path) -> None:
     state = {"w": jnp.arange(6.0)}
     checkpoints.save(tmp_path, 1, state, {})
-    record = next((tmp_path / "1" / "record").glob("metadata"))
-    record.write_text(record.read_text().replace('"step": 1', '"step": 1 '))
     assert checkpoints.restore(tmp_path, state, {}, unexpected)
-    content = json.loads(record.read_text())
-    content["sha256"] = "0" * 64
-    record.write_text(json.dumps(content))
-    with (
-        pytest.warns(UserWarning, match="digest"),
-        pytest.raises(OSError, match="every checkpoint"),
-    ):
-        checkpoints.restore(
-            tmp_path, state, {}, lambda line: __import__("warnings").warn(line)
-        )
+    (path,) = (tmp_path / "1" / "record").glob("metadata")
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps({**record, "sha256": "0" * 64}))
+    reports: list[str] = []
+    with pytest.raises(OSError, match="every checkpoint"):
+        checkpoints.restore(tmp_path, state, {}, reports.append)
+    assert "digest" in reports[0]
+
+
+def test_what_a_killed_process_left_is_cleared(tmp_path: Path) -> None:
+    state = {"w": jnp.arange(6.0)}
+    checkpoints.save(tmp_path, 1, state, {})
+    for name in ("2.orbax-checkpoint-tmp", "0.deleted"):
+        (tmp_path / name / "state").mkdir(parents=True)
+    assert checkpoints.steps(tmp_path) == [1]
+    assert checkpoints.restore(tmp_path, state, {}, unexpected)
+    checkpoints.save(tmp_path, 2, state, {})
+    assert {path.name for path in tmp_path.iterdir()} == {"1", "2"}
 
 
 def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
     config = {"horizon": 20, "sizes": (3, 4)}
-    train.run(KEY, toy(), toy_env(), 2, folder=tmp_path, config=config)
-    train.run(KEY, toy(), toy_env(), 2, folder=tmp_path, config=config)
+    go(2, folder=tmp_path, config=config)
+    go(2, folder=tmp_path, config=config)
     other = {"horizon": 30, "sizes": (3, 4), "rate": 0.1}
     with pytest.raises(
         ValueError, match="horizon is 20 there and 30 here, rate is absent there"
     ):
-        train.run(KEY, toy(), toy_env(), 3, folder=tmp_path, config=other)
+        go(3, folder=tmp_path, config=other)
     with pytest.raises(ValueError, match="another key"):
-        train.run(
-            jax.random.key(4), toy(), toy_env(), 3, folder=tmp_path, config=config
-        )
-    with pytest.raises(ValueError, match=r"does not fit: .*0.*\[\].*\[2\]"):
-        train.run(
-            train.seeds(3, 2), toy(), toy_env(), 3, folder=tmp_path, config=config
-        )
+        go(3, jax.random.key(4), folder=tmp_path, config=config)
+    with pytest.raises(
+        ValueError, match=r"does not fit: \[.key., \[\], .* there, .*\[2\]"
+    ):
+        go(3, train.seeds(3, 2), folder=tmp_path, config=config)
     assert checkpoints.steps(tmp_path) == [1, 2]
 
 
@@ -277,16 +282,16 @@ def test_an_unwritable_folder_is_refused_before_any_work(tmp_path: Path) -> None
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file" / "run", Path("/proc/run")):
         with pytest.raises(OSError, match="cannot write to"):
-            train.run(KEY, toy(), toy_env(), 1, folder=folder, log=unexpected)
+            go(1, folder=folder, log=unexpected)
 
 
 def test_a_full_disk_is_seen_before_any_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usage = type("Usage", (), {"free": 200})
+    usage = type("Usage", (), {"free": 100})
     monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda folder: usage)
     with pytest.raises(OSError, match="MB free, checkpoints need"):
-        train.run(KEY, toy(), toy_env(), 1, folder=tmp_path, log=unexpected)
+        go(1, folder=tmp_path, log=unexpected)
 
 
 def test_a_disk_that_fills_up_names_the_last_good_checkpoint(
@@ -294,16 +299,16 @@ def test_a_disk_that_fills_up_names_the_last_good_checkpoint(
 ) -> None:
     import orbax.checkpoint as ocp
 
-    save = ocp.CheckpointManager.save
+    save = ocp.Checkpointer.save
 
-    def full(manager: Any, step: int, **options: Any) -> bool:
-        if step == 3:
+    def full(checkpointer: Any, path: Path, **options: Any) -> None:
+        if path.name == "3":
             raise OSError(errno.ENOSPC, "No space left on device")
-        return save(manager, step, **options)
+        save(checkpointer, path, **options)
 
-    monkeypatch.setattr(ocp.CheckpointManager, "save", full)
+    monkeypatch.setattr(ocp.Checkpointer, "save", full)
     with pytest.raises(OSError, match=r"No space left.*last good one is of step 2"):
-        train.run(KEY, toy(), toy_env(), 5, folder=tmp_path)
+        go(5, folder=tmp_path)
     assert checkpoints.steps(tmp_path) == [1, 2]
 
 
@@ -316,20 +321,20 @@ def test_a_non_finite_state_ends_the_run_and_is_not_saved(tmp_path: Path) -> Non
     with pytest.raises(
         FloatingPointError, match=r"step 3 .* in weights; .* checkpoint is of step 2"
     ):
-        train.run(KEY, nan_after(2), toy_env(), 5, folder=tmp_path, log=log)
+        go(5, KEY, nan_after(2), folder=tmp_path, log=log)
     assert [lines[i]["state/non_finite"] for i in (1, 2, 3)] == [0, 0, 3]
     assert checkpoints.steps(tmp_path) == [1, 2]
 
 
 def test_one_broken_seed_does_not_end_the_others() -> None:
     key = train.seeds(0, 3)
-    sums = [train.run(k, toy(), toy_env(), 1).state.weights.sum() for k in key]
+    sums = [go(1, k).state.weights.sum() for k in key]
     highest = int(np.argmax(sums))
     margin = float(np.sort(sums)[-2:].mean())
     broken = toy(lambda i, x: jnp.where((i == 0) & (x.sum() > margin), jnp.inf, x))
     reports: list[str] = []
     lines, log = recorder()
-    result = train.run(key, broken, toy_env(), 3, log=log, report=reports.append)
+    result = go(3, key, broken, log=log, report=reports.append)
     assert result.step == 3
     assert reports == [f"step 1: not finite any more: seeds [{highest}]"]
     bad = lines[3]["state/non_finite"] > 0
@@ -342,7 +347,7 @@ sys.path.insert(0, {folder!r})
 import jax, numpy as np
 import train_test as t
 assert len(jax.devices()) == 4
-result = t.train.run(t.train.seeds(0, 8), t.toy(), t.toy_env(), 3)
+result = t.go(3, t.train.seeds(0, 8))
 assert len(result.state.weights.sharding.device_set) == 4
 assert t.train.build(t.train.seeds(0, 6), t.toy(), t.toy_env(), 1).init(
     t.train.seeds(0, 6)).weights.sharding.num_devices == 3
@@ -364,5 +369,5 @@ def test_seeds_shard_over_devices_with_the_same_numbers(tmp_path: Path) -> None:
         check=False,
     )
     assert output.returncode == 0, output.stderr
-    expected = train.run(train.seeds(0, 8), toy(), toy_env(), 3).state.weights
+    expected = go(3, train.seeds(0, 8)).state.weights
     np.testing.assert_allclose(json.loads(output.stdout), expected, rtol=1e-6)

@@ -3,7 +3,7 @@
 Plan through an ensemble that knows what it does not know:
 
     repeat:
-        run one episode: at random the first time, later by model-predictive control,
+        run one episode: the first ones at random, later by model-predictive control,
             whose planner maximises the mean return of particles through the ensemble
         fit the ensemble to all the data
 
@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from mbrl_jax import imagine, policies, replay
 from mbrl_jax.models import ensemble
 from mbrl_jax.models.propagation import PROPAGATIONS
-from mbrl_jax.ops import finite
+from mbrl_jax.ops import checks, finite
 from mbrl_jax.planners import mpc
 from mbrl_jax.rollout import episode
 from mbrl_jax.types import (
@@ -42,6 +42,7 @@ class Config:
     """Hyperparameters.  A float may be traced, as under vmap; an int fixes a shape."""
 
     capacity: int = 10_000  # transitions kept
+    num_random_episodes: int = 1  # acted at random, before the first plan
     # ts_inf, ts1, moment_matching, distribution_sampling, expectation
     propagation: str = "ts_inf"
     num_particles: int = 10  # P, futures per action sequence; expectation takes one
@@ -56,6 +57,7 @@ class State(NamedTuple):
     model: ensemble.State
     replay: replay.Replay
     env_steps: Array  # [] int32
+    num_episodes: Array  # [] int32
 
 
 def make(env: Env, config: Config = Config()) -> Algorithm:
@@ -77,21 +79,22 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
 
     def init(key: Key) -> State:
         data = replay.init(env.obs_size, env.action_size, config.capacity)
-        return State(model.init(key), data, jnp.zeros((), jnp.int32))
+        nothing = jnp.zeros((), jnp.int32)
+        return State(model.init(key), data, nothing, nothing)
 
     def step(key: Key, state: State) -> tuple[State, Metrics]:
         episode_key, fit_key = jax.random.split(key)
-        explore = policies.switch(
-            state.env_steps == 0, policies.uniform(env), policy(state)
-        )
-        transitions, valid = episode(episode_key, env, explore)
+        at_random = state.num_episodes < config.num_random_episodes
+        acting = policies.switch(at_random, policies.uniform(env), policy(state))
+        transitions, valid = episode(episode_key, env, acting)
         data = replay.insert(state.replay, transitions, valid)
         good = finite.all_finite(transitions, num_batch_axes=1)
         fitted, metrics = model.fit(fit_key, state.model, data)
-        state = State(fitted, data, state.env_steps + valid.sum(dtype=jnp.int32))
+        env_steps = state.env_steps + valid.sum(dtype=jnp.int32)
+        state = State(fitted, data, env_steps, state.num_episodes + 1)
         return state, {
             **metrics,
-            "env_steps": state.env_steps,
+            "env_steps": env_steps,
             "episode/return": transitions.reward.sum(),
             "episode/length": valid.sum(),
             "episode/non_finite": (valid & ~good).sum(),
@@ -121,20 +124,20 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
 def _validate(env: Env, config: Config) -> None:
     mpc.validate(config.planner, config.plan)
     ensemble.validate(config.model)
+    checks.one_of(config, "propagation", PROPAGATIONS)
+    checks.one_of(config, "risk", imagine.RISKS)
+    checks.at_least(config, 1, "num_random_episodes", "num_particles")
+    if config.risk == "cvar":
+        checks.positive(config, "risk_level")
+        checks.within(config, 0, 1, "risk_level")
     if config.capacity < env.episode_length:
         raise ValueError(
             f"capacity is {config.capacity}, less than the {env.episode_length} steps "
             f"of an episode of {env.name}"
         )
-    for field, known in (("propagation", PROPAGATIONS), ("risk", imagine.RISKS)):
-        value = getattr(config, field)
-        if value not in known:
-            raise ValueError(f"{field} is {value!r}, must be one of {', '.join(known)}")
-    if config.num_particles < 1:
-        raise ValueError(f"num_particles is {config.num_particles}, must be positive")
-    grouped = config.propagation != "expectation"
-    if grouped and config.num_particles % config.model.num_elites:
+    members = ensemble.num_elites(config.model)
+    if config.propagation != "expectation" and config.num_particles % members:
         raise ValueError(
             f"num_particles is {config.num_particles}, must be a multiple of the "
-            f"{config.model.num_elites} of num_elites"
+            f"{members} members that predict"
         )

@@ -102,7 +102,8 @@ def adapt(
     """Any object with Brax's protocol.  Actions are expected to lie in [-1, 1].
 
     `obs_key` selects an entry where observations are a dict.  The state is terminal
-    when the simulator says done, or when an observation is not finite.
+    when the simulator says done, or when an observation is not finite.  Both functions
+    are traced once, so what does not work fails here.
     """
     if episode_length < 1:
         raise ValueError(f"episode_length must be at least 1, not {episode_length}")
@@ -132,12 +133,15 @@ def adapt(
             sim = brax_env.step(sim, jnp.asarray(action, state.obs.dtype))
         return env_state(sim, state.time + 1)
 
+    action_size = brax_env.action_size
+    start = jax.eval_shape(lambda sim: env_state(sim, jnp.int32(0)), like)
+    jax.eval_shape(step, start, jnp.zeros(action_size))
     return Env(
         name=name,
         reset=reset,
         step=step,
         obs_size=obs_size,
-        action_size=brax_env.action_size,
+        action_size=action_size,
         action_limit=1.0,
         episode_length=episode_length,
         reward=reward,

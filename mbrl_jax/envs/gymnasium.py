@@ -108,8 +108,16 @@ def adapt(
 
     @custom_vmap
     def call(message: Array) -> Array:
-        like = jax.ShapeDtypeStruct((obs_size + 3,), message.dtype)
-        return io_callback(lambda x: host(np.asarray(x)), like, message)
+        """As bytes: jax would round float64 if only this thread enables x64."""
+        dtype = message.dtype
+        like = jax.ShapeDtypeStruct((obs_size + 3, dtype.itemsize), jnp.uint8)
+
+        def answer(sent: Array) -> np.ndarray:
+            values = host(np.asarray(sent).view(dtype)[:, 0])
+            return values.astype(dtype)[:, None].view(np.uint8)
+
+        sent = jax.lax.bitcast_convert_type(message, jnp.uint8)
+        return jax.lax.bitcast_convert_type(io_callback(answer, like, sent), dtype)
 
     @call.def_vmap
     def refuse(*_: Any) -> Any:
@@ -192,43 +200,45 @@ def _host(
     """
     num_actions, obs_size = _action_bounds(host_env)[0].size, _obs_size(host_env)
     lock = threading.Lock()
-    stands: list[Any] = [None]  # (seed, the actions since, as bytes), or unknown
+    stands: tuple[int, bytes] | None = None  # seed and actions since, or unknown
 
     def start(seed: int) -> np.ndarray:
-        stands[0] = None
+        nonlocal stands
+        stands = None  # if the next line fails
         obs, _ = host_env.reset(seed=seed)
-        stands[0] = (seed, b"")
+        stands = (seed, b"")
         return np.concatenate([_flat(obs), np.zeros(3)])
 
-    def move(action: np.ndarray) -> np.ndarray:
-        (seed, past), stands[0] = stands[0], None  # unknown if the next line fails
+    def move(seed: int, past: np.ndarray, action: np.ndarray) -> np.ndarray:
+        nonlocal stands
+        stands = None
         obs, reward, ended, late, _ = host_env.step(to_box(action))
-        stands[0] = (seed, past + action.tobytes())
+        stands = (seed, past.tobytes() + action.tobytes())
         return np.concatenate([_flat(obs), [reward, ended, late]])
 
     def rewind(seed: int, past: np.ndarray, obs: np.ndarray) -> None:
         if not replay:
             raise RuntimeError("it stands elsewhere, and replay is off")
         seen = start(seed)
-        for action in past:
-            seen = move(action)
+        for time, action in enumerate(past):
+            seen = move(seed, past[:time], action)
         if not np.array_equal(seen[:obs_size].astype(obs.dtype), obs, equal_nan=True):
             raise RuntimeError("it is not deterministic: replayed, it came elsewhere")
 
     def step(message: np.ndarray) -> np.ndarray:
         seed, time = int(message[0]), int(message[1])
         obs, action, actions = np.split(message[2:], [obs_size, obs_size + num_actions])
-        past = actions.reshape(-1, num_actions)[:time]
-        if len(past) < time:
-            raise RuntimeError(f"its episode ended at step {len(past)}")
-        if stands[0] != (seed, past.tobytes()):
+        actions = actions.reshape(-1, num_actions)
+        if time >= len(actions):
+            raise RuntimeError(f"its episode has ended, at step {time}")
+        past = actions[:time]
+        if stands != (seed, past.tobytes()):
             rewind(seed, past, obs)
-        return move(action)
+        return move(seed, past, action)
 
     def answer(message: np.ndarray) -> np.ndarray:
         with lock, _explained(name):
-            result = start(int(message[0])) if len(message) == 1 else step(message)
-        return result.astype(message.dtype)
+            return start(int(message[0])) if len(message) == 1 else step(message)
 
     return answer
 

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import optax
 
 from mbrl_jax.networks import MLP, GaussianMLP
-from mbrl_jax.ops import finite, normalize
+from mbrl_jax.ops import checks, finite, normalize
 from mbrl_jax.replay import Replay
 from mbrl_jax.types import Array, Gaussian, Key, Metrics, Model, Params
 
@@ -36,7 +36,7 @@ class Config:
 
     probabilistic: bool = True  # predict a variance too
     num_members: int = 5  # M, ensemble size
-    num_elites: int = 5  # members that predict, those with the least holdout error
+    num_elites: int = 0  # members that predict, of least holdout error; 0: all
     hidden_sizes: tuple[int, ...] = (64, 64)  # units per hidden layer
     learning_rate: float = 1e-3  # of Adam
     weight_decay: tuple[float, ...] = (0.0,)  # L2 penalty: one for all, or per layer
@@ -103,7 +103,7 @@ def make(obs_size: int, action_size: int, config: Config = Config()) -> Model:
             optimizer.init(params),
             normalize.identity(obs_size + action_size),
             normalize.identity(num_targets),
-            jnp.arange(config.num_elites),
+            jnp.arange(num_elites(config)),
         )
 
     def apply(params: Params, inputs: Array) -> tuple[Array, Array]:
@@ -171,7 +171,7 @@ def make(obs_size: int, action_size: int, config: Config = Config()) -> Model:
             return _keep_best(training, params, opt_state, error, losses, num_held)
 
         trained = _train(state, epoch, config)
-        elites = jnp.argsort(trained.best_errors)[: config.num_elites]
+        elites = jnp.argsort(trained.best_errors)[: num_elites(config)]
         skipped = trained.opt_state.num_skipped - state.opt_state.num_skipped
         return State(trained.best, trained.opt_state, inputs, targets, elites), {
             "model/train_loss": trained.losses.mean(),
@@ -182,9 +182,9 @@ def make(obs_size: int, action_size: int, config: Config = Config()) -> Model:
 
     def members(state: State) -> Member:
         params = state.params
-        if config.num_elites < config.num_members:
+        if num_elites(config) < config.num_members:
             params = jax.tree.map(lambda x: x[state.elites], params)
-        repeat = lambda x: jnp.broadcast_to(x, (config.num_elites, *x.shape))
+        repeat = lambda x: jnp.broadcast_to(x, (num_elites(config), *x.shape))
         return Member(params, *jax.tree.map(repeat, (state.inputs, state.targets)))
 
     def predict(member: Member, obs: Array, action: Array) -> Gaussian:
@@ -204,25 +204,26 @@ def make(obs_size: int, action_size: int, config: Config = Config()) -> Model:
     return Model(init, fit, members, predict)
 
 
+def num_elites(config: Config) -> int:
+    """How many members predict."""
+    return config.num_elites or config.num_members
+
+
 def validate(config: Config) -> None:
     """Raises ValueError, naming the fields, for a configuration that cannot be."""
-    for name in ("num_members", "num_elites", "batch_size", "num_epochs", "patience"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name} is {getattr(config, name)}, must be at least 1")
-    if config.num_elites > config.num_members:
-        raise ValueError(
-            f"num_elites is {config.num_elites}, more than the {config.num_members} of "
-            "num_members"
-        )
+    checks.at_least(config, 1, "num_members", "batch_size", "num_epochs", "patience")
+    checks.at_least(config, 0, "num_elites", "max_holdout")
+    checks.at_most(config, "num_elites", "num_members")
+    checks.positive(config, "learning_rate")
+    checks.within(config, 0, 1, "holdout_fraction")
     if not config.hidden_sizes or min(config.hidden_sizes) < 1:
         raise ValueError(f"hidden_sizes is {config.hidden_sizes}, must be positive")
-    if len(config.weight_decay) not in (1, len(config.hidden_sizes) + 1):
+    num_layers = len(config.hidden_sizes) + 1
+    if len(config.weight_decay) not in (1, num_layers):
         raise ValueError(
-            f"weight_decay has {len(config.weight_decay)} entries, must have 1 or one "
-            f"for each of the {len(config.hidden_sizes) + 1} layers"
+            f"weight_decay has {len(config.weight_decay)} entries, must have 1, or one "
+            f"for each of the {num_layers} layers"
         )
-    if config.max_holdout < 0:
-        raise ValueError(f"max_holdout is {config.max_holdout}, must not be negative")
 
 
 def _penalty(params: Params, config: Config) -> Array:

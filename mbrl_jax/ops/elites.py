@@ -20,7 +20,7 @@ def refit(
     `momentum` is the share of the old ones; with no finite return nothing moves.
     """
     good = jnp.isfinite(returns)
-    weight = good / jnp.maximum(good.sum(), 1)
+    weight = good.astype(mean.dtype) / jnp.maximum(good.sum(), 1)
     elite_mean = jnp.tensordot(weight, elites, axes=1)
     elite_var = jnp.tensordot(weight, jnp.square(elites - elite_mean[None]), axes=1)
     keep = jnp.where(good.any(), momentum, 1.0).astype(mean.dtype)

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from mbrl_jax.ops import checks
 from mbrl_jax.planners.cem import cem
 from mbrl_jax.planners.icem import icem
 from mbrl_jax.planners.mppi import mppi
@@ -98,17 +99,12 @@ def _shift(plan: Plan, start: Plan) -> Plan:
 def validate(name: str, config: Config) -> None:
     """Raises ValueError, naming the fields, for a configuration that cannot be."""
     if name not in PLANNERS:
-        raise ValueError(f"planner is {name!r}, must be one of {', '.join(PLANNERS)}")
-    for field in ("horizon", "num_samples", "num_elites", "num_iterations"):
-        if getattr(config, field) < 1:
-            raise ValueError(f"{field} is {getattr(config, field)}, must be at least 1")
-    if "num_elites" in PLANNERS[name][1] and config.num_elites > config.num_samples:
-        raise ValueError(
-            f"num_elites is {config.num_elites}, more than the {config.num_samples} of "
-            "num_samples"
-        )
-    if name == "icem" and not 0 <= config.num_kept <= config.num_elites:
-        raise ValueError(
-            f"num_kept is {config.num_kept}, must be between 0 and the "
-            f"{config.num_elites} of num_elites"
-        )
+        raise ValueError(f"planner is {name!r}, must be one of: {', '.join(PLANNERS)}")
+    checks.at_least(config, 1, "horizon", "num_samples", "num_elites", "num_iterations")
+    checks.within(config, 0, 1, "momentum")
+    checks.positive(config, "init_std", "temperature")
+    checks.at_least(config, 0, "num_kept")
+    if "num_elites" in PLANNERS[name][1]:
+        checks.at_most(config, "num_elites", "num_samples")
+    if name == "icem":
+        checks.at_most(config, "num_kept", "num_elites")

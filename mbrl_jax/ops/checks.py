@@ -1,0 +1,41 @@
+"""Early errors about hyperparameters.  Traced values, as under vmap, pass unseen."""
+
+from typing import Any
+
+
+def at_least(config: Any, bound: float, *fields: str) -> None:
+    """Raises ValueError, naming the field, where one is below `bound`."""
+    for field in fields:
+        value = getattr(config, field)
+        if isinstance(value, int | float) and not value >= bound:
+            raise ValueError(f"{field} is {value}, must be at least {bound}")
+
+
+def positive(config: Any, *fields: str) -> None:
+    """Raises ValueError, naming the field, where one is not above 0."""
+    for field in fields:
+        value = getattr(config, field)
+        if isinstance(value, int | float) and not value > 0:
+            raise ValueError(f"{field} is {value}, must be positive")
+
+
+def within(config: Any, low: float, high: float, *fields: str) -> None:
+    """Raises ValueError, naming the field, where one is outside [low, high]."""
+    for field in fields:
+        value = getattr(config, field)
+        if isinstance(value, int | float) and not low <= value <= high:
+            raise ValueError(f"{field} is {value}, must be from {low} to {high}")
+
+
+def at_most(config: Any, field: str, bounding: str) -> None:
+    """Raises ValueError, naming both fields, where one is above the other."""
+    value, bound = getattr(config, field), getattr(config, bounding)
+    if value > bound:
+        raise ValueError(f"{field} is {value}, more than the {bound} of {bounding}")
+
+
+def one_of(config: Any, field: str, known: Any) -> None:
+    """Raises ValueError, naming the field and what it may be."""
+    value = getattr(config, field)
+    if value not in known:
+        raise ValueError(f"{field} is {value!r}, must be one of: {', '.join(known)}")

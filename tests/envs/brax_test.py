@@ -1,0 +1,300 @@
+"""The adapter against Brax itself, and against objects that only speak its protocol."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from brax import base, kinematics
+
+from mbrl_jax.envs import brax
+
+ROOT = Path(__file__).parents[2]
+SLOW = pytest.mark.slow
+# (task, backend) that cannot be made, and why.
+UNSUPPORTED = {
+    ("swimmer", backend): "jax 0.10 removed a_min" for backend in brax.BACKENDS
+}
+OPTIONS = {"xla_backend_optimization_level": 0}  # compiled for one call only
+ALL = [
+    pytest.param(name, backend, marks=() if name == "inverted_pendulum" else SLOW)
+    for name in brax.TASKS
+    for backend in brax.BACKENDS
+    if (name, backend) not in UNSUPPORTED
+]
+
+
+@pytest.mark.parametrize(("name", "backend"), ALL)
+def test_step_keeps_shapes_dtypes_and_strong_types(name, backend):
+    env = brax.make(name, backend)
+    assert env.name == f"brax/{name}/{backend}"
+    first = jax.eval_shape(env.reset, jax.random.key(0))
+    second = jax.eval_shape(env.step, first, jnp.zeros(env.action_size))
+    assert first == second
+    assert not any(leaf.weak_type for leaf in jax.tree.leaves((first, second)))
+    assert first.obs.shape == (env.obs_size,)
+    for leaf, dtype in zip(first[1:5], [float, bool, bool, jnp.int32], strict=True):
+        assert (leaf.shape, leaf.dtype) == ((), jnp.dtype(jnp.result_type(dtype)))
+    for rule, dtype in [(env.reward, float), (env.terminal, bool)]:
+        if rule is not None:
+            out = jax.eval_shape(rule, first.obs, jnp.zeros(env.action_size), first.obs)
+            assert (out.shape, out.dtype) == ((), jnp.result_type(dtype))
+
+
+@pytest.mark.parametrize(("name", "backend"), UNSUPPORTED)
+def test_what_is_listed_as_unsupported_says_so(name, backend):
+    with pytest.raises(ValueError, match=r"does not run with jax|Unsupported backend"):
+        brax.make(name, backend)
+
+
+def test_x64():
+    with jax.enable_x64(True):
+        env = brax.make("inverted_pendulum", "mjx")
+        state = jax.eval_shape(env.reset, jax.random.key(0))
+        action = jax.ShapeDtypeStruct((env.action_size,), jnp.float32)
+        assert jax.eval_shape(env.step, state, action) == state
+        assert state.obs.dtype == jnp.float64
+
+
+def outcomes(name: str, num: int) -> tuple[Any, Any]:
+    """(reward, terminal) and the known rules of them, after Brax's own `step`.
+
+    In place of its physics stands a random state, so both sides of every threshold are
+    seen, as a simulation would hardly do, and next to nothing is compiled.
+    """
+    brax_env = brax._build(name, "generalized")
+    task, size = brax.TASKS[name], brax_env.action_size
+
+    def physics(q, qd):
+        x, xd = kinematics.forward(brax_env.sys, q, qd)
+        return base.State(q=q, qd=qd, x=x, xd=xd, contact=None)
+
+    def one(key):
+        keys = jax.random.split(key, 5)
+        spread = jax.random.choice(keys[0], jnp.array([0.01, 0.3, 1.0]))
+        q, num_speeds = brax_env.sys.init_q, brax_env.sys.qd_size()
+        q = q[None] + spread * jax.random.normal(keys[1], (2, *q.shape))
+        qd = jax.random.uniform(keys[2], (2, num_speeds), minval=-9, maxval=9)
+        action = jax.random.uniform(keys[3], (size,), minval=-1)
+        states = jax.vmap(physics)(q, qd)
+        brax_env.pipeline_init = lambda *_: jax.tree.map(lambda x: x[0], states)
+        brax_env.pipeline_step = lambda *_: jax.tree.map(lambda x: x[1], states)
+        env = brax.adapt(brax_env, name=name)
+        state = env.reset(keys[4])
+        after = env.step(state, action)
+        rules = [
+            rule and rule(state.obs, action, after.obs)
+            for rule in (task.reward, task.terminal)
+        ]
+        return (after.reward, after.terminal), rules
+
+    keys = jax.random.split(jax.random.key(0), num)
+    return jax.device_get(jax.jit(jax.vmap(one), compiler_options=OPTIONS)(keys))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ant",
+        "hopper",
+        "humanoid",
+        "inverted_double_pendulum",
+        "inverted_pendulum",
+        "pusher",
+        "reacher",
+        "walker2d",
+    ],
+)
+def test_rules_are_those_of_brax(name):
+    (true_reward, true_terminal), (reward, terminal) = outcomes(name, 500)
+    np.testing.assert_array_equal(terminal, true_terminal)
+    if name not in ("pusher", "reacher"):
+        assert 0.05 < true_terminal.mean() < 0.95
+    if reward is not None:
+        np.testing.assert_allclose(reward, true_reward, rtol=1e-5, atol=1e-4)
+
+
+def compiled(function):
+    return jax.jit(function, compiler_options=OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("name", "backend"),
+    [
+        ("inverted_pendulum", "spring"),
+        ("inverted_double_pendulum", "generalized"),
+        pytest.param("hopper", "generalized", marks=SLOW),
+        pytest.param("ant", "spring", marks=SLOW),
+    ],
+)
+def test_rollout_is_that_of_brax(name, backend):
+    env = brax.make(name, backend, episode_length=20)
+    brax_env = brax._build(name, backend)
+
+    def step(state, action):
+        after = env.step(state, action)
+        with jax.numpy_rank_promotion("allow"):
+            sim = brax_env.step(jax.tree.map(lambda x: x, state.sim), action)
+        rules = [
+            rule and rule(state.obs, action, after.obs)
+            for rule in (env.reward, env.terminal)
+        ]
+        return after, ((sim.obs, sim.reward, sim.done), rules)
+
+    step = compiled(jax.vmap(step))
+    keys = jax.random.split(jax.random.key(0), 8)
+    state = compiled(jax.vmap(env.reset))(keys)
+    assert len(np.unique(state.obs, axis=0)) == 8
+    for time in range(1, 21):
+        action = jax.random.uniform(
+            jax.random.key(time), (8, env.action_size), minval=-1
+        )
+        state, ((obs, reward, done), rules) = step(state, action)
+        np.testing.assert_array_equal(state.obs, obs)
+        np.testing.assert_array_equal(state.reward, reward)
+        np.testing.assert_array_equal(state.terminal, done != 0)
+        np.testing.assert_array_equal(state.truncated, (time == 20) & (done == 0))
+        np.testing.assert_array_equal(state.time, time)
+        if rules[0] is not None:
+            np.testing.assert_allclose(rules[0], reward, rtol=1e-5, atol=1e-5)
+        np.testing.assert_array_equal(rules[1], state.terminal)
+    assert step._cache_size() == 1
+
+
+@pytest.mark.parametrize("rule", [task.terminal for task in brax.TASKS.values()])
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, -jnp.inf])
+def test_an_observation_that_is_not_finite_is_terminal(rule, bad):
+    obs = jnp.full(17, 1.0)
+    for index in (0, 1, 16):
+        assert rule(obs, jnp.zeros(1), obs.at[index].set(bad))
+
+
+def test_mjx_is_differentiable_in_reverse_with_one_solver_iteration_only():
+    def gradient(**options):
+        env = brax.make("inverted_pendulum", "mjx", **options)
+        state = jax.eval_shape(env.reset, jax.random.key(0))
+        value = lambda action, state: env.step(state, action).obs.sum()
+        return jax.eval_shape(jax.grad(value), jnp.zeros(1), state)
+
+    assert gradient(solver_iterations=1).shape == (1,)
+    with pytest.raises(ValueError, match="Reverse-mode differentiation"):
+        gradient()
+
+
+def test_nothing_is_printed_warned_of_or_written(tmp_path):
+    code = """if True:
+        import json
+        from mbrl_jax.envs import brax
+        print(json.dumps(brax.make("halfcheetah").obs_size))
+    """
+    command = [sys.executable, "-W", "error::UserWarning", "-c", code]
+    run = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (run.returncode, run.stderr) == (0, "")
+    assert json.loads(run.stdout) == 17
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("and", {}, "unknown Brax task 'and'; known: ant, "),
+        ("ant", {"backend": "bullet"}, "unknown Brax backend 'bullet'; known: gen"),
+        ("ant", {"episode_length": 0}, "episode_length must be at least 1, not 0"),
+        ("ant", {"solver_iterations": 1}, "not 1 with 'generalized'"),
+        ("ant", {"solver_iterations": 0, "backend": "mjx"}, "not 0 with 'mjx'"),
+    ],
+)
+def test_bad_arguments(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        brax.make(name, **options)
+
+
+class State(NamedTuple):
+    obs: Any
+    reward: Any
+    done: Any
+    info: dict[str, Any]
+
+
+class Protocol:
+    """As MuJoCo Playground's: dicts of observations, an `info` that is written into.
+
+    The position moves by the action; done beyond 2, NaN beyond 3.
+    """
+
+    action_size = 1
+
+    def reset(self, rng):
+        info = {"rng": rng, "steps": 0, "position": jax.random.uniform(rng)}
+        return State(self.obs(info), jnp.zeros(()), jnp.zeros(()), info)
+
+    def step(self, state, action):
+        state.info["steps"] += 1
+        state.info["position"] += action[0]
+        position = state.info["position"]
+        obs = self.obs(state.info)
+        return State(obs, 1.0, jnp.where(position > 2, 1.0, 0.0), state.info)
+
+    def obs(self, info):
+        position = jnp.where(info["position"] > 3, jnp.nan, info["position"])
+        return {"state": position[None], "privileged": jnp.zeros((2, 2))}
+
+
+def test_any_object_with_the_protocol():
+    env = brax.adapt(Protocol(), name="robot", obs_key="state", episode_length=3)
+    assert (env.name, env.obs_size, env.action_size) == ("robot", 1, 1)
+    assert env.render is env.reward is env.terminal is None
+    first = env.reset(jax.random.key(1))
+    assert first.sim.info["rng"].dtype == jnp.uint32  # can be checkpointed
+    state, step = first, jax.jit(env.step)
+    for time in (1, 2, 3):
+        state = step(state, jnp.array([0.1]))
+        assert (state.time, state.reward) == (time, 1)
+        assert (state.terminal, state.truncated) == (False, time == 3)
+    assert step._cache_size() == 1
+    np.testing.assert_allclose(state.obs, first.obs + 0.3, rtol=1e-6)
+    env.step(first, jnp.array([0.1]))  # not jitted: a dict that is shared
+    assert first.sim.info["steps"] == 0
+
+
+@pytest.mark.parametrize(
+    ("action", "terminal"), [(0.5, False), (2.0, True), (9.0, True)]
+)
+def test_done_or_not_finite_is_terminal(action, terminal):
+    env = brax.adapt(Protocol(), name="robot", obs_key="state", episode_length=1)
+    state = env.step(env.reset(jax.random.key(1)), jnp.array([action]))
+    assert (state.terminal, state.truncated) == (terminal, not terminal)
+    assert jnp.isnan(state.obs[0]) == (action == 9.0)
+
+
+@pytest.mark.parametrize("obs_key", [None, "sate", "privileged"])
+def test_observations_must_be_one_vector(obs_key):
+    with pytest.raises(ValueError, match=r"obs_key|observations must be \[O\]"):
+        brax.adapt(Protocol(), name="robot", obs_key=obs_key)
+
+
+def test_frames_show_the_state():
+    env = brax.make("inverted_pendulum")
+    q = jnp.array([[0.0, 0.0], [0.0, 0.0], [0.5, 0.0]])
+    states = SimpleNamespace(sim=SimpleNamespace(pipeline_state=SimpleNamespace(q=q)))
+    frames = np.asarray(env.render(states))
+    assert (frames.shape, frames.dtype) == ((3, 240, 320, 3), np.uint8)
+    np.testing.assert_array_equal(frames[0], frames[1])
+    # The cart and its pole move to the right.
+    dark = (frames.sum(axis=-1) < 250).mean(axis=1)  # [3, width]
+    columns = (dark * np.arange(320)).sum(axis=-1) / dark.sum(axis=-1)
+    assert columns[2] > columns[0] + 20

@@ -1,0 +1,288 @@
+"""The adapter against Gymnasium stepped directly, and against systems that fail."""
+
+import sys
+
+import gymnasium as gym
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mbrl_jax.envs import gymnasium
+
+
+class Counter(gym.Env):
+    """Observes [seed, steps, action]; ends after 5 steps; breaks when told to."""
+
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (3, 1))
+
+    def __init__(self, low=(-1.0,), high=(1.0,), drift=0.0):
+        self.action_space = gym.spaces.Box(np.array(low), np.array(high), dtype=float)
+        self.drift, self.resets, self.calls, self.broken = drift, 0, [], False
+
+    def reset(self, *, seed=None, options=None):
+        self.resets, self.steps, self.seed = self.resets + 1, 0, seed
+        return np.array([[seed], [0.0], [0.0]]), {}
+
+    def step(self, action):
+        if self.broken:
+            raise OSError("the cable is out")
+        self.steps += 1
+        self.calls.append(action)
+        noise = self.drift * self.resets
+        obs = np.array([[self.seed], [self.steps + noise], [action[0]]])
+        return obs, 0.5, self.steps == 5, False, {}
+
+
+def run(env, key, actions):
+    """The states after each of `actions` [T, A] in a scan, jitted."""
+
+    def rollout(key, actions):
+        step = lambda state, action: (env.step(state, action),) * 2
+        return jax.lax.scan(step, env.reset(key), actions)
+
+    return jax.jit(rollout)(key, actions)[1]
+
+
+def uniform(env, key, num_steps):
+    limit, shape = env.action_limit, (num_steps, env.action_size)
+    return jax.random.uniform(key, shape, minval=-limit, maxval=limit)
+
+
+@pytest.mark.parametrize(
+    ("env_id", "num_steps"), [("Pendulum-v1", 200), ("InvertedPendulum-v5", 40)]
+)
+def test_trajectory_is_that_of_gymnasium(env_id, num_steps):
+    env = gymnasium.make(env_id)
+    actions = uniform(env, jax.random.key(1), num_steps)
+    states = run(env, jax.random.key(0), actions)
+    direct = gym.make(env_id)
+    obs, _ = direct.reset(seed=int(states.sim.seed[0]))
+    direct.action_space.seed(0)
+    for time, action in enumerate(np.asarray(actions)):
+        before = jnp.asarray(obs, jnp.float32)
+        obs, reward, terminated, truncated, _ = direct.step(action)
+        state = jax.tree.map(lambda x, time=time: x[time], states)
+        np.testing.assert_array_equal(state.obs, np.float32(obs))
+        np.testing.assert_array_equal(state.reward, np.float32(reward))
+        assert (state.terminal, state.truncated) == (terminated, truncated)
+        assert state.time == time + 1
+        known = env.reward(before, action, state.obs)
+        np.testing.assert_allclose(known, reward, rtol=1e-5, atol=1e-5)
+        assert env.terminal(before, action, state.obs) == terminated
+        if terminated:
+            break
+    assert states.truncated.any() == (env_id == "Pendulum-v1")
+    assert states.terminal.any() == (env_id == "InvertedPendulum-v5")
+
+
+def test_sizes_and_limits():
+    env = gymnasium.make("Pendulum-v1")
+    assert (env.name, env.host) == ("gymnasium/Pendulum-v1", True)
+    assert (env.obs_size, env.action_size, env.action_limit) == (3, 1, 2.0)
+    assert env.episode_length == 200
+    assert gymnasium.make("Pendulum-v1", episode_length=7).episode_length == 7
+    state = jax.eval_shape(env.reset, jax.random.key(0))
+    assert jax.eval_shape(env.step, state, jnp.zeros(1)) == state
+    assert not any(leaf.weak_type for leaf in jax.tree.leaves(state))
+
+
+def test_the_key_seeds_the_simulator():
+    env = gymnasium.make("Pendulum-v1")
+    reset = jax.jit(env.reset)
+    one, again, other = (reset(jax.random.key(seed)).obs for seed in (3, 3, 4))
+    np.testing.assert_array_equal(one, again)
+    assert (one != other).all()
+
+
+@pytest.mark.parametrize(
+    "batched",
+    [
+        lambda env, keys: jax.vmap(env.reset)(keys),
+        lambda env, keys: jax.vmap(env.step, in_axes=(None, 0))(
+            env.reset(keys[0]), jnp.zeros((2, 1))
+        ),
+        lambda env, keys: jax.jit(
+            jax.vmap(lambda key: env.step(env.reset(key), jnp.zeros(1)))
+        )(keys),
+    ],
+    ids=["reset", "step", "jitted"],
+)
+def test_vmap_is_refused(batched):
+    env = gymnasium.make("Pendulum-v1")
+    with pytest.raises(ValueError, match="Pendulum-v1 runs on the host, one run at a"):
+        batched(env, jax.random.split(jax.random.key(0), 2))
+
+
+def test_episodes_in_a_scan_end_and_begin_in_order():
+    host = Counter()
+    env = gymnasium.adapt(host, name="counter", episode_length=9)
+
+    def advance(state, key):
+        new = env.step(state, jnp.zeros(1))
+        fresh = lambda: env.reset(key)
+        return jax.lax.cond(new.terminal | new.truncated, fresh, lambda: new), new
+
+    def rollout(key):
+        keys = jax.random.split(key, 12)
+        return jax.lax.scan(advance, env.reset(key), keys)[1]
+
+    compiled = jax.jit(rollout)
+    states = compiled(jax.random.key(0))
+    np.testing.assert_array_equal(states.obs[:, 1], [1, 2, 3, 4, 5] * 2 + [1, 2])
+    np.testing.assert_array_equal(states.terminal, ([False] * 4 + [True]) * 2 + [0, 0])
+    assert len(np.unique(states.obs[:, 0])) == 3
+    assert (host.resets, len(host.calls)) == (3, 12)  # nothing was replayed
+    np.testing.assert_array_equal(compiled(jax.random.key(0)).obs, states.obs)
+
+
+def test_the_clock_is_kept_apart_from_the_end():
+    env = gymnasium.adapt(Counter(), name="counter", episode_length=5)
+    states = run(env, jax.random.key(0), jnp.zeros((5, 1)))
+    np.testing.assert_array_equal(states.terminal, [0, 0, 0, 0, 1])
+    assert not states.truncated.any()
+    env = gymnasium.adapt(Counter(), name="counter", episode_length=4)
+    states = run(env, jax.random.key(0), jnp.zeros((4, 1)))
+    np.testing.assert_array_equal(states.truncated, [0, 0, 0, 1])
+    assert not states.terminal.any()
+
+
+def test_states_can_be_left_and_taken_up_again():
+    """By other episodes in between, and in a new process."""
+    env, twin = gymnasium.make("Pendulum-v1"), gymnasium.make("Pendulum-v1")
+    keys = jax.random.split(jax.random.key(0), 2)
+    actions = uniform(env, jax.random.key(1), 10)
+    expected = [run(env, key, actions).obs for key in keys]
+    states, step, step_twin = (
+        [env.reset(key) for key in keys],
+        *map(jax.jit, (env.step, twin.step)),
+    )
+    for time, action in enumerate(actions):
+        for i in range(2):
+            states[i] = (step_twin if time == 7 else step)(states[i], action)
+            np.testing.assert_array_equal(states[i].obs, expected[i][time])
+
+
+def test_a_state_has_more_than_one_future():
+    env = gymnasium.adapt(Counter(), name="counter", episode_length=9)
+    state = env.step(env.reset(jax.random.key(0)), jnp.array([0.25]))
+    for action in (0.5, -0.5):
+        after = env.step(state, jnp.array([action]))
+        np.testing.assert_array_equal(after.obs[1:], [2, action])
+
+
+@pytest.mark.parametrize(
+    ("options", "drift", "message"),
+    [
+        ({"replay": False}, 0.0, "stands elsewhere, and replay is off"),
+        ({}, 1.0, "not deterministic"),
+    ],
+)
+def test_what_cannot_be_replayed_says_so(options, drift, message):
+    env = gymnasium.adapt(Counter(drift=drift), name="robot", **options)
+    state = env.step(env.reset(jax.random.key(0)), jnp.zeros(1))
+    env.step(state, jnp.zeros(1))
+    with pytest.raises(Exception, match=f"robot failed: RuntimeError: it .*{message}"):
+        jax.block_until_ready(env.step(state, jnp.ones(1)))
+
+
+def test_a_system_that_fails_says_why_and_can_go_on():
+    host = Counter()
+    env = gymnasium.adapt(host, name="robot", episode_length=9)
+    step = jax.jit(env.step)
+    state = step(env.reset(jax.random.key(0)), jnp.zeros(1))
+    host.broken = True
+    with pytest.raises(Exception, match="robot failed: OSError: the cable is out"):
+        jax.block_until_ready(step(state, jnp.zeros(1)))
+    host.broken = False
+    np.testing.assert_array_equal(step(state, jnp.zeros(1)).obs[1:], [2, 0])
+
+
+def test_stepping_past_the_end_of_the_episode_is_refused():
+    env = gymnasium.adapt(Counter(), name="robot", episode_length=2)
+    state = env.reset(jax.random.key(0))
+    for _ in range(2):
+        state = env.step(state, jnp.zeros(1))
+    with pytest.raises(Exception, match="robot failed: RuntimeError: its episode has"):
+        jax.block_until_ready(env.step(state, jnp.zeros(1)))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "limit", "action", "expected"),
+    [
+        ([-1.0], [1.0], 1.0, [0.3], [0.3]),
+        ([-2.0, -2.0], [2.0, 2.0], 2.0, [-1.5, 2.0], [-1.5, 2.0]),
+        ([0.0, -3.0], [4.0, 1.0], 1.0, [0.5, -1.0], [3.0, -3.0]),
+        ([-2.0, -1.0], [2.0, 1.0], 1.0, [0.5, 0.5], [1.0, 0.5]),
+        ([-1.0], [1.0], 1.0, [7.0], [1.0]),
+    ],
+)
+def test_actions_fill_the_box(low, high, limit, action, expected):
+    host = Counter(low, high)
+    env = gymnasium.adapt(host, name="counter", episode_length=9)
+    assert (env.action_limit, env.action_size) == (limit, len(low))
+    env.step(env.reset(jax.random.key(0)), jnp.array(action)).obs.block_until_ready()
+    np.testing.assert_allclose(host.calls[0], expected, rtol=1e-6)
+    assert host.action_space.contains(host.calls[0])
+
+
+def test_x64():
+    env = gymnasium.make("Pendulum-v1")
+    with jax.enable_x64(True):
+        state = jax.jit(env.reset)(jax.random.key(0))
+        action = jnp.array([1 / 3])
+        for _ in range(2):  # the second time after another state: replayed
+            after = jax.jit(env.step)(state, action)
+        direct = gym.make("Pendulum-v1")
+        direct.reset(seed=int(state.sim.seed))
+        _, reward, *_ = direct.step(np.array([1 / 3], np.float32))
+        assert after.obs.dtype == after.reward.dtype == jnp.float64
+        assert float(after.reward) == reward
+
+
+def test_users_rules_come_first():
+    rule = lambda obs, action, next_obs: obs.sum()
+    env = gymnasium.make("Pendulum-v1", reward=rule, terminal=rule)
+    assert env.reward is env.terminal is rule
+    assert gymnasium.adapt(Counter(), name="counter").reward is None
+
+
+def broken_spaces(**spaces):
+    host = Counter()
+    for name, space in spaces.items():
+        setattr(host, name, space)
+    return lambda: gymnasium.adapt(host, name="robot")
+
+
+BOX = gym.spaces.Box(-1, 1, (2,))
+INFINITE = gym.spaces.Box(-np.inf, np.inf, (2,))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: gymnasium.make("Pendulum-v9"),
+            "gymnasium does not make 'Pendulum-v9'",
+        ),
+        (lambda: gymnasium.make("CartPole-v1"), "action_space must be a Box, not Disc"),
+        (broken_spaces(action_space=INFINITE), "action_space must have finite bounds"),
+        (
+            broken_spaces(observation_space=gym.spaces.Dict(a=BOX)),
+            r"observation_space must be a Box, not Dict.*FlattenObservation",
+        ),
+        (
+            lambda: gymnasium.adapt(Counter(), name="robot", episode_length=0),
+            "episode_length must be at least 1, not 0",
+        ),
+    ],
+)
+def test_bad_arguments(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_without_gymnasium_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gymnasium", None)
+    with pytest.raises(ImportError, match=r"pip install 'mbrl_jax\[gymnasium\]'"):
+        gymnasium.make("Pendulum-v1")

@@ -1,0 +1,337 @@
+"""The command that trains: its folder, its faults, and what survives a kill."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from experiments import command_flags, evaluate, metrics_log, render, run, run_folder
+from mbrl_jax import checkpoints, train
+
+
+def start(*arguments: str, **options: Any) -> subprocess.Popen[str]:
+    """The command in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "experiments.run", *arguments],
+        cwd=Path(__file__).parents[2],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def wait_for_steps(process: subprocess.Popen[str], folder: Path, count: int) -> None:
+    path = folder / "metrics.jsonl"
+    while process.poll() is None:
+        if path.exists() and len(path.read_text().splitlines()) >= count:
+            return
+        time.sleep(0.005)
+
+
+def digest(folder: Path, step: int) -> str:
+    path = folder / "checkpoints" / str(step) / "record" / "metadata"
+    return json.loads(path.read_text())["sha256"]
+
+
+def deterministic(folder: Path) -> list[dict[str, Any]]:
+    return [
+        {name: x for name, x in line.items() if not name.startswith("time/")}
+        for line in metrics_log.read(folder)
+    ]
+
+
+def assert_same(left: Path, right: Path) -> None:
+    """Two runs have the same metrics and the same state, bit for bit."""
+    assert deterministic(left) == deterministic(right)
+    step = deterministic(left)[-1]["step"]
+    assert digest(left, step) == digest(right, step)
+
+
+def complain(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *argv: str
+) -> tuple[int, str]:
+    """The exit code and the only line on stderr."""
+    monkeypatch.setattr(sys, "argv", ["run", *argv])
+    with pytest.raises(SystemExit) as stop:
+        command_flags.command(run.main)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    (line,) = captured.err.splitlines()
+    return int(str(stop.value.code)), line
+
+
+def test_a_finished_run_leaves_everything(whole: Path) -> None:
+    assert {path.name for path in whole.iterdir()} == {
+        ".lock",
+        "checkpoints",
+        "config.json",
+        "diagnostics.json",
+        "diagnostics.png",
+        "episode.gif",
+        "learning_curve.png",
+        "metrics.jsonl",
+        "status.json",
+        "tensorboard",
+    }
+    status = run_folder.read_json(whole / "status.json")
+    assert (status["status"], status["step"], status["missing"]) == ("finished", 4, {})
+    lines = metrics_log.read(whole)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert [line["env_steps"] for line in lines] == [100, 200, 300, 400]
+    assert ["eval/return_mean" in line for line in lines] == [False, True, False, True]
+    diagnosis = run_folder.read_json(whole / "diagnostics.json")
+    assert np.isfinite(diagnosis["model/open_loop_rmse"]).all()
+
+
+def test_a_finished_run_says_so_and_a_longer_one_goes_on(
+    finished: Path, whole: Path, tiny: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {x: x.read_bytes() for x in finished.rglob("*") if x.is_file()}
+    run.main(["run", f"--run_dir={finished}"])
+    assert "is finished" in capsys.readouterr().out
+    assert before == {x: x.read_bytes() for x in finished.rglob("*") if x.is_file()}
+    run.main(["run", f"--run_dir={finished}", "--num_steps=6"])
+    assert deterministic(finished)[:4] == deterministic(whole)
+    assert [line["step"] for line in metrics_log.read(finished)] == [1, 2, 3, 4, 5, 6]
+    assert run_folder.read(finished)["num_steps"] == 6
+    out, err = capsys.readouterr()
+    assert "at step 4" in err
+    assert str(finished / "learning_curve.png") in out
+
+
+def test_flags_that_are_not_given_are_those_of_the_folder(whole: Path) -> None:
+    values, config = run.parse(["run", f"--run_dir={whole}", "--plan.num_samples=9"])
+    assert (values.env, values.num_steps) == ("point_mass", 4)
+    assert config.plan.horizon == 2
+    assert config.plan.num_samples == 9
+
+
+def test_help_names_everything(capsys: pytest.CaptureFixture[str]) -> None:
+    run.main(["run", "--help", "--plan.horizon=3"])
+    text = capsys.readouterr().out
+    for words in (
+        "pets            PETS: probabilistic ensembles",
+        "cartpole_swingup",
+        "brax/NAME",
+        "--num_seeds=1",
+        "--model.hidden_sizes=",
+        "H, steps planned ahead",
+    ):
+        assert words in text
+
+
+BAD = [
+    ("--plan.horizn=3", 2, "unknown flag --plan.horizn; did you mean --plan.horizon?"),
+    ("--horizon=3", 2, "did you mean --plan.horizon?"),
+    ("--algorithm=petz", 1, "unknown algorithm 'petz'; did you mean 'pets'?"),
+    ("--env=cartpole_swing", 1, "did you mean 'cartpole_swingup'?"),
+    ("--env=brax/nowhere", 1, "nowhere"),
+    ("--seed=first", 2, "--seed=first"),
+    ("--seed=-1", 2, "--seed=-1"),
+    ("--num_seeds=0", 2, "--num_seeds=0"),
+    ("--num_steps=0", 2, "--num_steps=0"),
+    ("--precision=double", 2, "<fast|highest|x64>"),
+    ("cartpole_swingup", 2, "unexpected argument 'cartpole_swingup'"),
+    ("--flagfile=/nowhere", 2, "/nowhere"),
+    ("--plan.horizon=0", 1, "horizon is 0"),
+    ("--plan.num_elites=101", 1, "num_elites is 101, more than"),
+    ("--capacity=50", 1, "capacity is 50, less than"),
+    ("--model.learning_rate=-0.1", 1, "learning_rate is -0.1"),
+    ("--model.learning_rate=nan", 2, "--model.learning_rate is not a number"),
+    ("--model.hidden_sizes=a", 2, "--model.hidden_sizes"),
+    ("--planner=guess", 1, "planner is 'guess'"),
+    ("--run_dir=/proc/run", 1, "cannot write to /proc/run"),
+]
+
+
+@pytest.mark.parametrize(("argument", "code", "words"), BAD, ids=[x[0] for x in BAD])
+def test_bad_input_is_one_line(
+    argument: str,
+    code: int,
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train, "run", None)  # it must not come to that
+    found, line = complain(monkeypatch, capsys, argument)
+    assert line.startswith("error: ")
+    assert words in line
+    assert found == code
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_input_is_one_line_in_a_real_process(whole: Path) -> None:
+    for argument, code in (
+        ("--plan.horizn=3", 2),
+        ("--plan.horizon=0", 1),
+        (f"--run_dir={whole / 'config.json'}/run", 1),
+    ):
+        process = start(argument)
+        out, err = process.communicate()
+        assert process.returncode == code
+        assert out == ""
+        assert len(err.splitlines()) == 1
+        assert "Traceback" not in err
+
+
+def test_another_configuration_is_refused(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, line = complain(
+        monkeypatch, capsys, f"--run_dir={finished}", "--plan.horizon=3", "--seed=2"
+    )
+    assert code == 1
+    assert line.endswith(
+        "holds another run: plan.horizon is 2 there and 3 here, "
+        "seed is 0 there and 2 here"
+    )
+
+
+def test_broken_json_is_named(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (finished / "config.json").write_text("{")
+    code, line = complain(monkeypatch, capsys, f"--run_dir={finished}")
+    assert code == 1
+    assert "config.json is not JSON" in line
+
+
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_used(
+    finished: Path, whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in (finished / "checkpoints" / "4").rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[:-1])
+    evaluate.main(["evaluate", f"--run_dir={finished}"])
+    out, err = capsys.readouterr()
+    assert "checkpoint 4" in err
+    assert "is damaged" in err
+    assert "step 3" in out
+    run_folder.write_status(finished, "running")
+    run.main(["run", f"--run_dir={finished}"])
+    assert "is damaged" in capsys.readouterr().err
+    assert_same(finished, whole)
+
+
+def test_a_disk_that_fills_up_is_one_line_and_says_what_is_left(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*arguments: Any, **options: Any) -> bool:
+        raise ValueError("write failed\nNo space left on device")
+
+    monkeypatch.setattr(ocp.Checkpointer, "save", full)
+    monkeypatch.setattr(sys, "argv", ["run", f"--run_dir={finished}", "--num_steps=5"])
+    with pytest.raises(SystemExit) as stop:
+        command_flags.command(run.main)
+    assert stop.value.code == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("error: checkpoint 5 cannot be written")
+    assert line.endswith("the last good one is of step 4")
+    status = run_folder.read_json(finished / "status.json")
+    assert status["status"] == "failed"
+    assert "checkpoint 5" in status["reason"]
+    assert "Traceback" in status["trace"][0]
+    assert checkpoints.steps(finished / "checkpoints") == [2, 3, 4]
+
+
+@pytest.mark.slow
+def test_a_killed_run_resumes_and_ends_where_the_whole_one_ends(
+    tmp_path: Path, tiny: str
+) -> None:
+    steps = "--num_steps=24"
+    process = start(tiny, steps, f"--run_dir={tmp_path / 'whole'}")
+    process.communicate()
+    assert process.returncode == 0
+    folder = tmp_path / "killed"
+    moments, done = random.Random(0), 0
+    for _ in range(3):
+        process = start(tiny, steps, f"--run_dir={folder}")
+        wait_for_steps(process, folder, done + 2)
+        time.sleep(moments.uniform(0, 0.6))
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        done = max(checkpoints.steps(folder / "checkpoints"))
+    process = start(f"--run_dir={folder}")
+    _, err = process.communicate()
+    assert process.returncode == 0, err
+    assert f"at step {done}" in err
+    assert "damaged" not in err
+    assert_same(folder, tmp_path / "whole")
+    before, after = (
+        (x / "episode.gif").read_bytes() for x in (tmp_path / "whole", folder)
+    )
+    assert before == after
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_run_with_a_checkpoint(
+    tmp_path: Path, tiny: str, whole: Path, number: signal.Signals
+) -> None:
+    folder = tmp_path / "stopped"
+    process = start(tiny, "--num_steps=4000", f"--run_dir={folder}")
+    wait_for_steps(process, folder, 1)
+    process.send_signal(number)
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    assert "Traceback" not in err
+    (line,) = out.splitlines()
+    status = run_folder.read_json(folder / "status.json")
+    step = status["step"]
+    assert status["status"] == "stopped"
+    assert line == f"stopped after step {step}; to go on: --run_dir={folder}"
+    assert checkpoints.steps(folder / "checkpoints")[-1] == step
+    if step < 4:
+        run.main(["run", f"--run_dir={folder}", "--num_steps=4"])
+        assert_same(folder, whole)
+
+
+@pytest.mark.slow
+def test_several_seeds_keep_their_axis_to_the_disk(
+    tmp_path: Path, tiny: str, whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "seeds"
+    run.main(["run", tiny, "--num_seeds=3", f"--run_dir={folder}"])
+    lines, single = metrics_log.read(folder), metrics_log.read(whole)
+    assert all(len(line["eval/return_mean"]) == 3 for line in lines[1::2])
+    assert len(set(lines[0]["episode/return"])) == 3
+    # the first episode is random: it does not depend on what is learned
+    returns = [line["episode/return"] for line in (lines[0], single[0])]
+    np.testing.assert_allclose(returns[0][0], returns[1], rtol=1e-4)
+    assert run_folder.read_json(folder / "status.json")["missing"] == {}
+    capsys.readouterr()
+    evaluate.main(["evaluate", f"--run_dir={folder}"])
+    assert len(capsys.readouterr().out.splitlines()) == 6
+    for which in (0, 2):
+        render.main(["render", f"--run_dir={folder}", f"--run={which}"])
+    with pytest.raises(ValueError, match="there are 3"):
+        render.main(["render", f"--run_dir={folder}", "--run=3"])
+
+
+@pytest.mark.slow
+def test_float64_is_kept_to_the_disk(tmp_path: Path, tiny: str) -> None:
+    folder = tmp_path / "x64"
+    arguments = (tiny, "--precision=x64", "--num_steps=1", f"--run_dir={folder}")
+    process = start(*arguments)
+    _, err = process.communicate()
+    assert process.returncode == 0, err
+    path = folder / "checkpoints" / "1" / "record" / "metadata"
+    dtypes = {dtype for _, _, dtype in json.loads(path.read_text())["leaves"]}
+    assert "float64" in dtypes
+    assert "float32" not in dtypes
+    code = (
+        f"from experiments import evaluate; evaluate.main(['', '--run_dir={folder}'])"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

@@ -1,0 +1,193 @@
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mbrl_jax import imagine
+from mbrl_jax.envs import cartpole, linear_quadratic, point_mass
+from mbrl_jax.types import Array, Env, EnvState, Key
+
+RETURNS = np.random.default_rng(0).normal(size=7).astype(np.float32)
+
+
+# --- Particles that grow, each at its own rate, and end beyond 5.
+
+RATES, H = np.array([1.0, 1.5, 2.0, -1.0]), 4
+ACTIONS = np.array([[0.5], [0.2], [-0.3], [1.0]])
+
+
+def step(key: Key, obs: Array, action: Array) -> Array:
+    return obs * RATES[:, None] + action[None]
+
+
+def read(obs: Array, action: Array, y: Array) -> imagine.Outcome:
+    return imagine.Outcome(y, obs[0] + 10 * action[0] + 100 * y[0], jnp.abs(y[0]) > 5)
+
+
+def reference(start: float) -> np.ndarray:
+    returns = []
+    for rate in RATES:
+        x, total = start, 0.0
+        for action in ACTIONS[:, 0]:
+            old, x = x, x * rate + action
+            total += old + 10 * action + 100 * x
+            if abs(x) > 5:
+                break
+        returns.append(total)
+    return np.array(returns)
+
+
+def particle_returns(
+    start: float, read: Callable[..., imagine.Outcome] = read
+) -> Array:
+    return imagine.particle_returns(
+        jax.random.key(0), step, read, jnp.array([start]), jnp.asarray(ACTIONS), 4
+    )
+
+
+@pytest.mark.parametrize("start", [0.1, 2.0, -3.0])
+def test_returns_count_up_to_the_end_of_each_particle(start: float):
+    """The reward of the step that ended it included."""
+    np.testing.assert_allclose(particle_returns(start), reference(start), rtol=1e-5)
+
+
+def test_what_follows_the_end_does_not_count_even_if_it_is_not_finite():
+    def broken(obs: Array, action: Array, y: Array) -> imagine.Outcome:
+        known = read(obs, action, y)
+        return known._replace(
+            reward=jnp.where(jnp.abs(obs[0]) > 5, jnp.nan, known.reward)
+        )
+
+    np.testing.assert_allclose(particle_returns(2.0, broken), reference(2.0), rtol=1e-5)
+    assert (np.abs(reference(2.0)) > 0).all()
+
+
+def test_steps_have_keys_of_their_own():
+    draw = lambda key, obs, action: jax.random.normal(key, obs.shape)
+    read = lambda obs, action, y: imagine.Outcome(y, y[0], jnp.zeros((), bool))
+    start, actions = jnp.zeros(1), jnp.zeros((H, 1))
+    one = partial(imagine.particle_returns, jax.random.key(0), draw, read, start)
+    variance = one(actions, 5000).var()  # H if the steps differ, H^2 if they do not
+    assert variance == pytest.approx(H, rel=5 * (2 / 5000) ** 0.5)
+
+
+# --- What is read from a prediction.
+
+
+def known(
+    env: Env, learn_reward: bool, learn_terminal: bool, y: Array
+) -> imagine.Outcome:
+    obs, action = jnp.full(env.obs_size, 0.1), jnp.full(env.action_size, 0.2)
+    return imagine.outcome(env, learn_reward, learn_terminal)(obs, action, y)
+
+
+NEXT = jnp.array([0.1, 0.2, 0.3, 0.4])  # a pole this far off has fallen
+
+
+@pytest.mark.parametrize("logit", [-0.1, 0.1])
+def test_what_is_learned_is_read_and_what_is_known_is_computed(logit: float):
+    env = cartpole.balance()
+    both = known(env, True, True, jnp.append(NEXT, jnp.array([7.0, logit])))
+    assert both.reward == 7
+    assert both.terminal == (logit > 0)
+    reward = known(env, True, False, jnp.append(NEXT, 7.0))
+    assert reward.reward == 7
+    assert reward.terminal
+    terminal = known(env, False, True, jnp.append(NEXT, logit))
+    assert terminal.reward == 1
+    assert terminal.terminal == (logit > 0)
+    neither = known(env, False, False, NEXT)
+    assert neither.reward == 1
+    assert neither.terminal
+    for found in (both, reward, terminal, neither):
+        np.testing.assert_array_equal(found.next_obs, NEXT)
+
+
+def test_a_known_reward_is_of_the_obs_the_action_and_the_prediction():
+    env, y = point_mass.make(), jnp.arange(6.0)
+    obs, action = jnp.full(6, 0.1), jnp.full(2, 0.2)
+    assert env.reward is not None
+    assert known(env, False, False, y).reward == env.reward(obs, action, y)
+
+
+# --- The true dynamics.
+
+
+def test_the_simulated_return_of_the_optimal_actions():
+    problem, env = linear_quadratic.TWO_MASSES, linear_quadratic.make()
+    best = linear_quadratic.optimum(problem, 20)
+    start = env.reset(jax.random.key(0))
+
+    def act(x: Array, gain: Array) -> tuple[Array, Array]:
+        u = -gain @ x
+        return jnp.asarray(problem.A) @ x + jnp.asarray(problem.B) @ u, u
+
+    actions = jax.lax.scan(act, start.obs, best.gains)[1]
+    found = imagine.simulated_return(env, start, actions)
+    expected = linear_quadratic.optimal_return(best, start.obs)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_the_simulated_return_stops_at_the_end():
+    """A pole that is pushed one way falls; every step before that pays 1."""
+    env = cartpole.balance()
+    start, push = env.reset(jax.random.key(0)), jnp.ones((50, 1))
+
+    def step(state: EnvState, action: Array) -> tuple[EnvState, Array]:
+        state = env.step(state, action)
+        return state, state.terminal
+
+    ended = np.asarray(jax.lax.scan(step, start, push)[1])
+    length = int(np.argmax(ended)) + 1
+    assert 2 < length < 50
+    assert imagine.simulated_return(env, start, push) == length
+
+
+# --- Risk.
+
+
+@pytest.mark.parametrize("coefficient", [0.0, 0.5, 3.0])
+def test_mean_minus_std(coefficient: float):
+    found = imagine.mean_minus_std(coefficient)(jnp.asarray(RETURNS))
+    np.testing.assert_allclose(
+        found, RETURNS.mean() - coefficient * RETURNS.std(), rtol=1e-5
+    )
+
+
+def brute_force_cvar(returns: np.ndarray, fraction: float) -> float:
+    """Rockafellar and Uryasev (2000): max over t of t - E[(t - return)+] / fraction.
+
+    A concave, piecewise linear function of t; its corners are the returns.
+    """
+    below = np.maximum(returns[:, None] - returns[None], 0).mean(axis=1)
+    return float((returns - below / fraction).max())
+
+
+@pytest.mark.parametrize("fraction", [0.01, 1 / 7, 0.2, 0.5, 3 / 7, 0.93, 1.0])
+def test_cvar(fraction: float):
+    found = imagine.cvar(fraction)(jnp.asarray(RETURNS))
+    np.testing.assert_allclose(
+        found, brute_force_cvar(RETURNS, fraction), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_cvar_between_the_worst_and_the_mean():
+    returns = jnp.asarray(RETURNS)
+    found = jax.vmap(lambda fraction: imagine.cvar(fraction)(returns))(
+        jnp.array([1e-3, 1 / 7, 0.3, 0.6, 1.0])
+    )
+    np.testing.assert_allclose(found[:2], RETURNS.min(), rtol=1e-5)
+    np.testing.assert_allclose(found[-1], RETURNS.mean(), rtol=1e-4)
+    assert (np.diff(found)[1:] > 0).all()
+
+
+@pytest.mark.parametrize(
+    "risk", [jnp.mean, imagine.mean_minus_std(1.0), imagine.cvar(0.3)]
+)
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, -jnp.inf])
+def test_a_particle_that_is_not_finite_is_not_forgotten(risk: Callable, bad: float):
+    """Even where it would not be among the worst: its candidate has to lose."""
+    assert not jnp.isfinite(risk(jnp.asarray(RETURNS).at[2].set(bad)))

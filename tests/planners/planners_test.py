@@ -1,0 +1,265 @@
+"""All planners: against the Riccati optimum, a sphere, and objectives that break."""
+
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mbrl_jax.envs import linear_quadratic
+from mbrl_jax.planners.cem import cem
+from mbrl_jax.planners.icem import icem
+from mbrl_jax.planners.mppi import mppi
+from mbrl_jax.planners.random_shooting import random_shooting
+from mbrl_jax.types import Array, Key, Objective, Plan
+
+PLANNERS: dict[str, Callable[..., Any]] = {
+    "random_shooting": partial(random_shooting, num_samples=400),
+    "cem": partial(cem, num_samples=300, num_elites=30, num_iterations=8),
+    "icem": partial(icem, num_samples=400, num_elites=30, num_iterations=3),
+    "mppi": partial(mppi, num_samples=300, num_iterations=10, temperature=0.5),
+}
+NAMES = tuple(PLANNERS)
+each = pytest.mark.parametrize("name", NAMES)
+each_that_learns = pytest.mark.parametrize("name", ["cem", "icem", "mppi"])
+
+
+def plan(mean: Array, std: float, num_kept: int = 3) -> Plan:
+    """Where a search starts; the kept sequences are zero."""
+    kept = jnp.zeros((num_kept, *mean.shape), mean.dtype)
+    return Plan(mean, jnp.full_like(mean, std), jnp.zeros_like(mean), kept)
+
+
+@cache
+def searcher(name: str, make: Callable[..., Objective]) -> Callable[..., Any]:
+    """(key, start, limit, argument of `make`) -> result, compiled once."""
+
+    def search(key: Key, start: Plan, limit: float, argument: Any) -> Any:
+        return PLANNERS[name](key, make(argument), start, action_limit=limit)
+
+    return jax.jit(search)
+
+
+# --- The linear-quadratic task, whose optimum is known.
+
+HORIZON = 12
+A, B, Q, R, _ = (np.array(matrix) for matrix in linear_quadratic.TWO_MASSES)
+BEST = linear_quadratic.optimum(linear_quadratic.TWO_MASSES, HORIZON)
+
+
+def lq_return(x: Array) -> Objective:
+    """Of actions [H, 1] from the state `x` [4], without noise."""
+
+    def step(x: Array, u: Array) -> tuple[Array, Array]:
+        return A @ x + B @ u, -(x @ Q @ x + u @ R @ u)
+
+    return lambda actions: jax.lax.scan(step, x, actions)[1].sum()
+
+
+@pytest.mark.parametrize(
+    ("name", "share"), [("cem", 0.005), ("icem", 0.1), ("mppi", 0.08)]
+)
+def test_near_the_riccati_optimum(name: str, share: float):
+    """Of the way from no action to the optimum, `share` is left, summed over 12 starts.
+
+    That is below 1 % of the optimal return.  The best of 400 random sequences are 3
+    times as far from the optimum as no action.
+    """
+    x = jnp.asarray(np.random.default_rng(0).uniform(-2, 2, (12, 4)), jnp.float32)
+    keys = jax.random.split(jax.random.key(0), 12)
+    start = plan(jnp.zeros((HORIZON, 1)), std=1.5)  # the optimum's are up to 2.1
+    search = jax.vmap(searcher(name, lq_return), (0, None, None, 0))
+    value = jax.vmap(lambda x, actions: lq_return(x)(actions))
+    reached = value(x, search(keys, start, 4.0, x)[0].actions)
+    idle = value(x, jnp.zeros((12, HORIZON, 1)))
+    optimal = jax.vmap(linear_quadratic.optimal_return, (None, 0))(BEST, x)
+    assert (reached <= optimal + 1e-3).all()
+    assert (optimal - reached).sum() <= share * (optimal - idle).sum()
+    assert (optimal - reached).sum() <= 0.01 * jnp.abs(optimal).sum()
+    assert (optimal - idle).sum() > 0.05 * jnp.abs(optimal).sum()
+
+
+# --- A sphere in ten dimensions, which may be broken.
+
+
+class Problem(NamedTuple):
+    """Worth -|actions - target|^2, but `value` where the first action is > `border`."""
+
+    target: Array  # [5, 2]
+    border: float = jnp.inf
+    value: float = 0.0
+
+
+TARGET = 0.4 * jnp.array([[1.0, -1.0], [0.5, 1.5], [-1.0, 0.0], [1.0, 1.0], [0.2, 0.0]])
+START = plan(jnp.zeros((5, 2)), std=0.5)
+
+
+def sphere(problem: Problem) -> Objective:
+    def objective(actions: Array) -> Array:
+        worth = -jnp.square(actions - problem.target).sum()
+        return jnp.where(actions[0, 0] > problem.border, problem.value, worth)
+
+    return objective
+
+
+@pytest.mark.parametrize(
+    ("name", "worth"),
+    [("random_shooting", -2.2), ("cem", -0.01), ("icem", -0.4), ("mppi", -0.05)],
+)
+def test_sphere(name: str, worth: float):
+    """No action is worth -1.2, a random one -4.5 on average."""
+    for seed in range(3):
+        key = jax.random.key(seed)
+        found, metrics = searcher(name, sphere)(key, START, 1.0, Problem(TARGET))
+        assert worth < sphere(Problem(TARGET))(found.actions) <= 0
+        assert worth < metrics["plan/return"] <= 0
+
+
+@each
+def test_same_key_same_plan_other_key_other_plan(name: str):
+    one, again, other = (
+        searcher(name, sphere)(jax.random.key(seed), START, 1.0, Problem(TARGET))
+        for seed in (0, 0, 1)
+    )
+    jax.tree.map(np.testing.assert_array_equal, one, again)
+    assert (one[0].actions != other[0].actions).all()
+
+
+@each
+def test_problems_side_by_side_do_not_meet(name: str):
+    """One of the three is broken."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    targets = jnp.stack([TARGET, -TARGET, 0 * TARGET])
+    problems = Problem(targets, jnp.array([jnp.inf, 0, jnp.inf]), jnp.full(3, jnp.nan))
+    search = searcher(name, sphere)
+    found = jax.jit(jax.vmap(search, (0, None, None, 0)))(keys, START, 1.0, problems)
+    one_by_one = [
+        search(keys[i], START, 1.0, jax.tree.map(lambda x: x[i], problems))  # noqa: B023
+        for i in range(3)
+    ]
+    expected = jax.tree.map(lambda *x: jnp.stack(x), *one_by_one)
+    close = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4)
+    jax.tree.map(close, found, expected)
+
+
+@each
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_the_plan_keeps_its_type(name: str, dtype: jnp.dtype):
+    with jax.enable_x64(True):
+        start = plan(jnp.zeros((5, 2), dtype), std=0.5)
+        objective = sphere(Problem(TARGET.astype(dtype)))
+        search = lambda key: PLANNERS[name](key, objective, start, action_limit=1.0)[0]
+        found = jax.eval_shape(search, jax.random.key(0))
+        assert [x.dtype for x in found] == [dtype] * 4
+
+
+@each
+@pytest.mark.parametrize("mean", [0.0, 0.28, -0.28])
+def test_no_candidate_passes_the_limit(name: str, mean: float):
+    """However near the mean and wide the search, though the optimum is far beyond."""
+    start = plan(jnp.full((5, 2), mean), std=2.0)
+    problem = Problem(jnp.full((5, 2), 100.0))
+    found, metrics = searcher(name, sphere)(jax.random.key(0), start, 0.3, problem)
+    at_the_limit = sphere(problem)(jnp.full((5, 2), 0.3))
+    assert metrics["plan/return"] <= at_the_limit * (1 - 1e-6)
+    assert jnp.abs(found.actions).max() <= 0.3 + 1e-6
+    assert found.actions.mean() > min(mean, 0)
+
+
+@each
+@pytest.mark.parametrize("value", [jnp.nan, jnp.inf, -jnp.inf])
+def test_broken_candidates_lose(name: str, value: float):
+    """Half of the first samples are, and some near the optimum."""
+    problem = Problem(TARGET.at[0, 0].set(-0.1), border=0.0, value=value)
+    found, metrics = searcher(name, sphere)(jax.random.key(0), START, 1.0, problem)
+    assert all(jnp.isfinite(x).all() for x in found)
+    assert jnp.isfinite(metrics["plan/return"])
+    assert found.actions[0, 0] <= 0
+    assert sphere(problem._replace(border=jnp.inf))(found.actions) > -2.2
+
+
+@each
+@pytest.mark.parametrize("value", [jnp.nan, jnp.inf, -jnp.inf])
+def test_where_all_candidates_are_broken_the_mean_stays(name: str, value: float):
+    start = plan(jnp.full((5, 2), 0.1), std=0.5)
+    problem = Problem(TARGET, border=-jnp.inf, value=value)
+    found, _ = searcher(name, sphere)(jax.random.key(0), start, 1.0, problem)
+    assert all(jnp.isfinite(x).all() for x in found)
+    assert jnp.abs(found.actions).max() <= 1
+    if name != "random_shooting":  # which has no mean
+        np.testing.assert_allclose(found.mean, start.mean, rtol=1e-6)
+        np.testing.assert_allclose(found.std, start.std, rtol=1e-6)
+
+
+# --- What one planner alone promises.
+
+
+@pytest.mark.parametrize("num", [4, 60])
+def test_random_shooting_is_as_good_as_the_best_of_its_samples(num: int):
+    """The largest of N uniform numbers is (N - 1) / (N + 1) on average."""
+    start, keys = plan(jnp.zeros((1, 1)), 1.0), jax.random.split(jax.random.key(0), 500)
+    search = partial(random_shooting, action_limit=1.0, num_samples=num)
+    largest = lambda key: search(key, lambda actions: actions[0, 0], start)
+    found = jax.jit(jax.vmap(largest))(keys)[1]["plan/return"]
+    error = found.mean() - (num - 1) / (num + 1)
+    assert jnp.abs(error) < 5 * found.std() / len(keys) ** 0.5
+
+
+def test_cem_narrows_its_search_near_the_limit():
+    """Two standard deviations of the normal fit between mean and limit.
+
+    A normal truncated there has 0.774 of the variance.
+    """
+    start = plan(jnp.array([[0.8], [-0.9], [0.0]]), std=0.3)
+    num: Any = {"num_samples": 10_000, "num_elites": 10_000, "num_iterations": 1}
+    search = partial(cem, action_limit=1.0, momentum=0.0, **num)
+    found, _ = search(jax.random.key(0), lambda actions: jnp.zeros(()), start)
+    expected = 0.774**0.5 * np.array([[0.1], [0.05], [0.3]])
+    np.testing.assert_allclose(found.std, expected, rtol=0.03)
+    np.testing.assert_allclose(found.mean, start.mean, atol=0.015)
+
+
+def test_icem_is_as_good_as_what_it_kept():
+    """Far from the mean, where no sample comes near it."""
+    start = plan(jnp.full((5, 2), -0.5), std=0.1)._replace(
+        elites=jnp.stack([0 * TARGET, TARGET, TARGET + 0.1])
+    )
+    search = searcher("icem", sphere)
+    found, metrics = search(jax.random.key(0), start, 1.0, Problem(TARGET))
+    np.testing.assert_array_equal(found.actions, TARGET)
+    np.testing.assert_array_equal(found.elites[:2], start.elites[1:])
+    assert metrics["plan/return"] == 0
+
+
+def test_icem_tries_its_mean():
+    """The mean stays, and no sample can be as good."""
+    num: Any = {"num_samples": 20, "num_elites": 5, "num_iterations": 1}
+    search = partial(icem, action_limit=1.0, momentum=1.0, **num)
+    start = plan(TARGET, std=0.5, num_kept=0)
+    found, _ = search(jax.random.key(0), sphere(Problem(TARGET)), start)
+    np.testing.assert_array_equal(found.actions, TARGET)
+
+
+@jax.jit
+def mppi_once(temperature: float, unit: float = 1.0, offset: float = 0.0) -> Any:
+    worth = sphere(Problem(TARGET))
+    search = partial(mppi, action_limit=1.0, num_samples=1000, num_iterations=1)
+    objective = lambda actions: offset + unit * worth(actions)
+    return search(jax.random.key(0), objective, START, temperature=temperature)
+
+
+def test_mppi_from_the_best_sample_to_their_mean():
+    cold, metrics = mppi_once(1e-4)
+    worth = sphere(Problem(TARGET))(cold.mean)
+    np.testing.assert_allclose(worth, metrics["plan/return"], rtol=1e-4)
+    hot, _ = mppi_once(1e6)
+    np.testing.assert_allclose(hot.mean, 0, atol=5 * 0.5 / 1000**0.5)
+
+
+def test_mppi_does_not_care_for_the_unit_of_the_return():
+    one, other = mppi_once(0.5)[0], mppi_once(0.5, unit=100.0, offset=7.0)[0]
+    np.testing.assert_allclose(one.mean, other.mean, atol=1e-4)
+    assert jnp.abs(one.mean).max() > 0.05

@@ -1,0 +1,48 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mbrl_jax import policies
+from mbrl_jax.envs import point_mass
+from mbrl_jax.types import Array, Key, Policy, PyTree
+
+
+def test_uniform_covers_the_limits_and_no_more():
+    env = point_mass.make()._replace(action_limit=3.0)
+    policy = policies.uniform(env)
+    act = lambda key: policy.act(key, jnp.zeros(env.obs_size), policy.init())[0]
+    actions = jax.vmap(act)(jax.random.split(jax.random.key(0), 2000))
+    assert actions.shape == (2000, 2)
+    assert jnp.abs(actions).max() <= 3
+    for column in np.asarray(actions).T:
+        counts, _ = np.histogram(column, 6, range=(-3, 3))
+        np.testing.assert_allclose(counts, 2000 / 6, atol=5 * (2000 / 6) ** 0.5)
+    assert abs(np.corrcoef(actions.T)[0, 1]) < 5 / 2000**0.5
+
+
+def counting(step: int) -> Policy:
+    def act(key: Key, obs: Array, memory: PyTree) -> tuple[Array, PyTree]:
+        return memory.astype(float)[None], memory + step
+
+    return Policy(lambda: jnp.zeros((), jnp.int32), act)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_switch_asks_one_and_leaves_the_memory_of_the_other(first: bool):
+    policy = policies.switch(jnp.array(first), counting(1), counting(10))
+    memory, actions = policy.init(), []
+    for _ in range(3):
+        action, memory = policy.act(jax.random.key(0), jnp.zeros(1), memory)
+        actions.append(float(action[0]))
+    assert actions == ([0, 1, 2] if first else [0, 10, 20])
+    assert [int(x) for x in memory] == ([3, 0] if first else [0, 30])
+
+
+def test_switch_under_vmap():
+    def run(first: Array) -> tuple[Array, PyTree]:
+        policy = policies.switch(first, counting(1), counting(10))
+        return policy.act(jax.random.key(0), jnp.zeros(1), policy.init())[1]
+
+    memory = jax.vmap(run)(jnp.array([True, False]))
+    np.testing.assert_array_equal(jnp.stack(memory), [[1, 0], [0, 10]])

@@ -1,0 +1,111 @@
+from collections import deque
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mbrl_jax import replay
+from mbrl_jax.types import Array, Transition
+
+CAPACITY, ROWS = 7, 4  # slots, and rows offered at once
+insert = jax.jit(replay.insert)
+
+
+def numbered(ids: Array, end: Array | None = None) -> Transition:
+    """Transitions that tell who they are in every entry; `end` truncates."""
+    x = ids.astype(float)
+    end = jnp.zeros(ids.shape, bool) if end is None else end
+    obs = jnp.stack([x, -x], axis=1)
+    return Transition(obs, x[:, None], 10 * x, obs + 0.5, ids % 2 == 1, end)
+
+
+def stored(buffer: replay.Replay) -> Transition:
+    """What is in, oldest first."""
+    start = int(buffer.position) - int(buffer.size)
+    index = np.arange(start, start + int(buffer.size)) % buffer.capacity
+    return jax.tree.map(lambda x: np.asarray(x)[index], buffer.data)
+
+
+@given(st.lists(st.lists(st.booleans(), min_size=ROWS, max_size=ROWS), max_size=8))
+@settings(max_examples=40)
+def test_a_buffer_is_a_deque(batches: list[list[bool]]):
+    buffer, reference = replay.init(2, 1, CAPACITY), deque(maxlen=CAPACITY)
+    for i, valid in enumerate(batches):
+        ids = ROWS * i + np.arange(ROWS)
+        buffer = insert(buffer, numbered(jnp.asarray(ids)), jnp.array(valid))
+        reference.extend(ids[valid])
+        expected = numbered(jnp.asarray(np.array(reference, int)))
+        jax.tree.map(np.testing.assert_array_equal, stored(buffer), expected)
+
+
+def full(num: int, ends: list[int] | None = None) -> replay.Replay:
+    """The transitions 0 to num - 1 one after the other, the last CAPACITY of them."""
+    buffer = replay.init(2, 1, CAPACITY)
+    for i in range(num):
+        end = jnp.array([i in (ends or [])])
+        one = numbered(jnp.array([i]), end)._replace(terminal=jnp.zeros(1, bool))
+        buffer = insert(buffer, one, jnp.ones(1, bool))
+    return buffer
+
+
+@pytest.mark.parametrize("num", [1, 5, 7, 17])
+def test_samples_are_uniform_over_what_is_in(num: int):
+    batch = replay.sample(jax.random.key(0), full(num), 4000)
+    assert batch.obs.shape == (4000, 2)
+    ids, counts = np.unique(batch.obs[:, 0], return_counts=True)
+    size = min(num, CAPACITY)
+    np.testing.assert_array_equal(ids, np.arange(num - size, num))
+    tolerance = 5 * (4000 / size) ** 0.5  # standard errors of a count
+    np.testing.assert_allclose(counts, 4000 / size, atol=tolerance)
+    whole = numbered(batch.obs[:, 0].astype(int))
+    np.testing.assert_array_equal(batch.reward, whole.reward)
+    np.testing.assert_array_equal(batch.next_obs, whole.next_obs)
+
+
+@pytest.mark.parametrize("num", [3, 7, 17])
+@pytest.mark.parametrize("ends", [[], [0, 2, 12, 14], [1, 11, 16]])
+def test_sequences_follow_each_other_up_to_the_end_of_an_episode(
+    num: int, ends: list[int]
+):
+    length = 3
+    draw = jax.jit(replay.sample_sequences, static_argnums=(2, 3))
+    batch, valid = draw(jax.random.key(0), full(num, ends), 1000, length)
+    ids = np.asarray(batch.obs[..., 0], int)
+    assert ids.shape == valid.shape == (1000, length)
+    np.testing.assert_array_equal(ids, ids[:, :1] + np.arange(length))
+    first = num - min(num, CAPACITY)
+    starts, counts = np.unique(ids[:, 0], return_counts=True)
+    np.testing.assert_array_equal(starts, np.arange(first, num - length + 1))
+    tolerance = 5 * (1000 / len(starts)) ** 0.5
+    np.testing.assert_allclose(counts, 1000 / len(starts), atol=tolerance)
+    for row, flags in zip(ids, np.asarray(valid), strict=True):
+        over = [i for i in row if i in ends][:1]
+        np.testing.assert_array_equal(flags, row <= (over or [row[-1]])[0])
+
+
+def test_a_terminal_ends_a_sequence_as_a_time_limit_does():
+    buffer = full(4)
+    data = buffer.data._replace(terminal=buffer.data.terminal.at[1].set(True))
+    _, valid = replay.sample_sequences(
+        jax.random.key(0), buffer._replace(data=data), 1, 4
+    )
+    np.testing.assert_array_equal(valid, [[True, True, False, False]])
+
+
+def test_what_does_not_fit_is_refused():
+    buffer, ids = replay.init(2, 1, CAPACITY), jnp.arange(CAPACITY + 1)
+    with pytest.raises(ValueError, match="8 transitions do not fit a capacity of 7"):
+        replay.insert(buffer, numbered(ids), jnp.zeros(8, bool))
+
+
+@pytest.mark.parametrize("x64", [False, True])
+def test_inserting_keeps_all_types(x64: bool):
+    with jax.enable_x64(x64):
+        buffer = jax.eval_shape(partial(replay.init, 2, 1, CAPACITY))
+        rows = jax.eval_shape(lambda: numbered(jnp.arange(3)))
+        valid = jax.ShapeDtypeStruct((3,), bool)
+        assert jax.eval_shape(replay.insert, buffer, rows, valid) == buffer
