@@ -176,6 +176,8 @@ def command(main: Callable[[Sequence[str]], None]) -> None:
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         sys.stdout = None  # nothing is left to flush
+    except KeyboardInterrupt:
+        sys.exit(130)
     except flags.Error as error:
         sys.exit(_complain(error, 2))
     except (ValueError, OSError, FloatingPointError) as error:

@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> None:
     flags.DEFINE_integer("num_episodes", None, meaning, 1, flag_values=values)
     if command_flags.parse_or_help(values, argv, __doc__, required="run_dir"):
         return
-    folder = Path(values.run_dir)
+    folder = Path(values.run_dir).expanduser()
     run = registry.load(folder, progress.report)
     num_episodes = values.num_episodes or run.record["eval_episodes"] or 5
     metrics = evaluate(run, values.seed, num_episodes)

@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> None:
     flags.DEFINE_string("output", "", meaning, flag_values=values)
     if command_flags.parse_or_help(values, argv, __doc__, required="run_dir"):
         return
-    folders = [Path(name) for name in values.run_dir]
+    folders = [Path(name).expanduser() for name in values.run_dir]
     if len(folders) > 1 and not values.output:
         raise flags.Error("several folders need an --output")
     path = Path(values.output or folders[0] / "learning_curve.png")

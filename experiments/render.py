@@ -27,7 +27,7 @@ def main(argv: Sequence[str]) -> None:
     flags.DEFINE_string("output", "", "default: episode.gif", flag_values=values)
     if command_flags.parse_or_help(values, argv, __doc__, required="run_dir"):
         return
-    folder = Path(values.run_dir)
+    folder = Path(values.run_dir).expanduser()
     run = registry.load(folder, progress.report)
     path = Path(values.output) if values.output else folder / "episode.gif"
     episode(run, path, values.seed, values.run)

@@ -67,8 +67,9 @@ def parse(argv: Sequence[str]) -> tuple[flags.FlagValues, Any]:
     values = flags.FlagValues()
     define(values)
     name, old = first.algorithm, None
-    if first.run_dir and (Path(first.run_dir) / "config.json").exists():
-        old = run_folder.read(Path(first.run_dir))
+    folder = Path(first.run_dir).expanduser()
+    if first.run_dir and (folder / "config.json").exists():
+        old = run_folder.read(folder)
         for field in (*run_folder.IDENTITY, *run_folder.SCHEDULE):
             values.set_default(field, old[field])
         name = name if first["algorithm"].present else old["algorithm"]

@@ -84,7 +84,7 @@ def opened(run_dir: str, record: Record) -> Iterator[Path]:
     ValueError if the folder holds another run or something else, OSError if it is in
     use or cannot be written.
     """
-    folder = Path(run_dir) if run_dir else _new_folder(record)
+    folder = Path(run_dir).expanduser() if run_dir else _new_folder(record)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / ".lock").open("w")

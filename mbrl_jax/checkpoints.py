@@ -111,12 +111,14 @@ def prepare(folder: Path, template: PyTree, keep: int = 3) -> None:
 def differences(old: Config, new: Config) -> str:
     """Names the fields in which two configurations differ, with both values."""
     old, new = json.loads(json.dumps(old)), json.loads(json.dumps(new))
-    absent = "absent"
-    return ", ".join(
-        f"{name} is {old.get(name, absent)} there and {new.get(name, absent)} here"
-        for name in sorted({*old, *new})
-        if old.get(name, absent) != new.get(name, absent)
-    )
+    both = {name: (old.get(name), new.get(name)) for name in sorted({*old, *new})}
+    found = [
+        f"{name} is {there} there and {here} here"
+        for name, (there, here) in both.items()
+        if there != here
+    ]
+    more = [f"and {len(found) - 5} more"] if len(found) > 5 else []
+    return ", ".join(found[:5] + more)
 
 
 def _delete(folder: Path, unwanted: Iterable[int]) -> None:

@@ -1,6 +1,7 @@
 """Flax modules."""
 
 from collections.abc import Callable
+from functools import partial
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -26,9 +27,13 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
+        # flax's own default is float32, even where float64 is on
+        layer = partial(
+            nn.Dense, kernel_init=_pets_init, param_dtype=jnp.result_type(float)
+        )
         for size in self.hidden_sizes:
-            x = self.activation(nn.Dense(size, kernel_init=_pets_init)(x))
-        return nn.Dense(self.output_size, kernel_init=_pets_init)(x)
+            x = self.activation(layer(size)(x))
+        return layer(self.output_size)(x)
 
 
 class GaussianMLP(nn.Module):

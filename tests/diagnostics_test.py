@@ -126,12 +126,10 @@ def walks() -> rollout.Episode:
     return rollout.Episode(done, jnp.arange(T)[None] < jnp.array([T, 5])[:, None])
 
 
-def offset(offsets: list[float], obs: Array, action: Array) -> Gaussian:
-    """With the reward 1 too large as a second entry."""
-    mean = (obs + action)[None] + jnp.array(offsets)[:, None]
-    return Gaussian(
-        jnp.concatenate([mean, mean + 1], axis=1), jnp.ones((len(offsets), 2))
-    )
+def offset(offsets: Array, obs: Array, action: Array) -> Gaussian:
+    """One member per offset [M], with a reward 1 too large as a second entry."""
+    mean = (obs + action)[None] + offsets[:, None]
+    return Gaussian(jnp.concatenate([mean, mean + 1], axis=1), jnp.ones((2, 2)))
 
 
 WALK = point_mass.make()._replace(
@@ -140,6 +138,11 @@ WALK = point_mass.make()._replace(
     episode_length=T,
     reward=lambda obs, action, next_obs: next_obs[0],
 )
+
+
+@partial(jax.jit, static_argnums=0)
+def walked(env: Env, offsets: Array, episodes: rollout.Episode) -> dict[str, Array]:
+    return diagnose(env, partial(offset, offsets), episodes, horizon=H)
 
 
 def valid_of(x: Array) -> np.ndarray:
@@ -154,7 +157,7 @@ def window_scale() -> float:
 
 
 def test_errors_grow_as_they_should():
-    found = diagnose(WALK, partial(offset, [0.2, 0.2]), walks(), horizon=H)
+    found = walked(WALK, jnp.array([0.2, 0.2]), walks())
     steps = np.arange(1, H + 1)
     scale = valid_of(np.asarray(walks().transitions.action)).std()
     assert found["model/one_step_rmse"] == pytest.approx(0.2 / scale, rel=1e-4)
@@ -170,7 +173,7 @@ def test_errors_grow_as_they_should():
 
 def test_disagreement_grows_as_it_should():
     """Each member follows its own predictions; their mean is right here."""
-    found = diagnose(WALK, partial(offset, [0.3, -0.3]), walks(), horizon=H)
+    found = walked(WALK, jnp.array([0.3, -0.3]), walks())
     spread = 0.3 * np.arange(1, H + 1) / window_scale()
     np.testing.assert_allclose(found["model/open_loop_disagreement"], spread, rtol=1e-4)
     np.testing.assert_allclose(found["model/open_loop_rmse"], 0, atol=1e-5)
@@ -179,21 +182,22 @@ def test_disagreement_grows_as_it_should():
 
 def test_a_reward_that_only_the_model_knows_is_read_from_it():
     blind = WALK._replace(reward=None)
-    found = diagnose(blind, partial(offset, [0.0]), walks(), horizon=H)
+    found = walked(blind, jnp.zeros(2), walks())
     np.testing.assert_allclose(
         found["model/predicted_minus_real_return"], np.arange(1, H + 1), rtol=1e-4
     )
 
 
 def test_what_is_not_valid_does_not_count():
-    clean = diagnose(WALK, partial(offset, [0.1, 0.2]), walks(), horizon=H)
+    clean = walked(WALK, jnp.array([0.1, 0.2]), walks())
     episodes = walks()
     litter = lambda x: x if x.dtype == bool else x.at[1, 5:].set(1e3)
     dirty = episodes._replace(transitions=jax.tree.map(litter, episodes.transitions))
-    found = diagnose(WALK, partial(offset, [0.1, 0.2]), dirty, horizon=H)
+    found = walked(WALK, jnp.array([0.1, 0.2]), dirty)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5), found, clean)
 
 
 def test_a_horizon_is_at_most_an_episode():
-    found = diagnose(WALK, partial(offset, [0.1]), walks(), horizon=25)
+    predict = partial(offset, jnp.zeros(2))
+    found = jax.eval_shape(lambda: diagnose(WALK, predict, walks(), horizon=25))
     assert found["model/open_loop_rmse"].shape == (T,)

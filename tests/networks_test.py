@@ -29,7 +29,6 @@ def test_weights_start_within_two_standard_deviations():
     network = networks.MLP((400,), 3)
     params = network.init(jax.random.key(0), jnp.zeros(100))["params"]
     kernel = np.asarray(params["Dense_0"]["kernel"])
-    print(kernel.std(), np.abs(kernel).max(), 1 / (2 * 10))
     assert kernel.std() == pytest.approx(0.05, rel=0.05)
     assert np.abs(kernel).max() < 2.3 * kernel.std()
     assert not params["Dense_0"]["bias"].any()

@@ -266,7 +266,7 @@ def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
     go(2, folder=tmp_path, config=config)
     other = {"horizon": 30, "sizes": (3, 4), "rate": 0.1}
     with pytest.raises(
-        ValueError, match="horizon is 20 there and 30 here, rate is absent there"
+        ValueError, match="horizon is 20 there and 30 here, rate is None there"
     ):
         go(3, folder=tmp_path, config=other)
     with pytest.raises(ValueError, match="another key"):

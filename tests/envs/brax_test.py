@@ -78,7 +78,7 @@ def outcomes(name: str, num: int) -> tuple[Any, Any]:
 
     def one(key):
         keys = jax.random.split(key, 5)
-        spread = jax.random.choice(keys[0], jnp.array([0.01, 0.3, 1.0]))
+        spread = jax.random.choice(keys[0], jnp.array([0.01, 0.1, 0.3, 1.0]))
         q, num_speeds = brax_env.sys.init_q, brax_env.sys.qd_size()
         q = q[None] + spread * jax.random.normal(keys[1], (2, *q.shape))
         qd = jax.random.uniform(keys[2], (2, num_speeds), minval=-9, maxval=9)
@@ -113,7 +113,7 @@ def outcomes(name: str, num: int) -> tuple[Any, Any]:
     ],
 )
 def test_rules_are_those_of_brax(name):
-    (true_reward, true_terminal), (reward, terminal) = outcomes(name, 500)
+    (true_reward, true_terminal), (reward, terminal) = outcomes(name, 5000)
     np.testing.assert_array_equal(terminal, true_terminal)
     if name not in ("pusher", "reacher"):
         assert 0.05 < true_terminal.mean() < 0.95
@@ -233,7 +233,7 @@ class State(NamedTuple):
 class Protocol:
     """As MuJoCo Playground's: dicts of observations, an `info` that is written into.
 
-    The position moves by the action; done beyond 2, NaN beyond 3.
+    The position moves by the action; done between 2 and 3, NaN beyond.
     """
 
     action_size = 1
@@ -247,7 +247,8 @@ class Protocol:
         state.info["position"] += action[0]
         position = state.info["position"]
         obs = self.obs(state.info)
-        return State(obs, 1.0, jnp.where(position > 2, 1.0, 0.0), state.info)
+        done = jnp.where((position > 2) & (position < 3), 1.0, 0.0)
+        return State(obs, 1.0, done, state.info)
 
     def obs(self, info):
         position = jnp.where(info["position"] > 3, jnp.nan, info["position"])

@@ -9,14 +9,15 @@ import pytest
 import scipy.stats
 from PIL import Image
 
-from experiments import plot
-from tests.experiments import run_folder_test
+from experiments import plot, run_folder
 
 
 def make_run(folder: Path, num_seeds: int) -> Path:
     """A run folder without a run."""
     folder.mkdir()
-    record = {**run_folder_test.RECORD, "num_seeds": num_seeds}
+    record = {"algorithm": "pets", "env": "pendulum", "num_seeds": num_seeds}
+    record |= {"seed": 0, "precision": "fast", "config": {}}
+    record |= dict.fromkeys(run_folder.SCHEDULE, 1)
     (folder / "config.json").write_text(json.dumps(record))
     rng = np.random.default_rng(num_seeds)
 

@@ -46,6 +46,14 @@ def test_without_a_name_every_run_gets_its_own_folder(
     assert all(str(x).startswith("runs/pets-brax-ant-") for x in folders)
 
 
+def test_the_home_folder_has_a_short_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with run_folder.opened("~/a", RECORD) as folder:
+        assert folder == tmp_path / "a"
+
+
 def test_a_run_is_resumed_with_a_new_schedule_but_nothing_else(tmp_path: Path) -> None:
     with run_folder.opened(str(tmp_path), RECORD) as folder:
         started = run_folder.read(folder)["started"]

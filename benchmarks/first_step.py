@@ -1,0 +1,44 @@
+"""Compiles and takes the first step of the default main job; prints JSON.
+
+    python -m benchmarks.first_step
+
+A process of its own: jax compiles a program once per process.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+
+import jax
+
+from benchmarks import timing
+from mbrl_jax import envs, train
+from mbrl_jax.algorithms import pets
+
+
+def main(argv: Sequence[str]) -> None:
+    env = envs.make("cartpole_swingup")
+    key = train.seeds(0)
+    jax.block_until_ready(jax.random.split(key))  # the device is up
+    loop = train.build(key, pets.make(env), env)
+
+    clock = timing.cpu_seconds(), time.perf_counter()
+    state = loop.init(key)
+    traced = loop.step.lower(key, 0, state)  # type: ignore[attr-defined]
+    step = traced.compile()
+    compiled = timing.cpu_seconds(), time.perf_counter()
+    _, metrics = jax.block_until_ready(step(key, 0, state))
+    run = time.perf_counter()
+    found = {
+        "cpu": compiled[0] - clock[0],
+        "wall": compiled[1] - clock[1],
+        "run": run - compiled[1],
+        "epochs": int(metrics["model/num_epochs"]),
+        "peak_memory": timing.peak_memory(),
+    }
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(sys.argv)

@@ -1,0 +1,355 @@
+"""What every algorithm promises (`types.Algorithm`): one contract over all modules.
+
+A new module in mbrl_jax/algorithms needs a row in ROWS: a light environment and a
+configuration that steps within milliseconds.
+"""
+
+import dataclasses
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable
+from functools import cache
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mbrl_jax import algorithms, rollout, simulator
+from mbrl_jax.algorithms import pets
+from mbrl_jax.envs import point_mass
+from mbrl_jax.models import ensemble
+from mbrl_jax.planners import mpc
+from mbrl_jax.replay import Replay
+from mbrl_jax.types import Algorithm, Array, Env, EnvState, Key, Metrics, PyTree
+
+STEPS = 3  # of the algorithm, in a run
+
+
+class Row(NamedTuple):
+    env: Env
+    config: Any
+
+
+SHORT = simulator.time_limit(point_mass.make(), 4)
+ROWS = {
+    "pets": Row(
+        SHORT,
+        pets.Config(
+            capacity=10,  # the third episode overwrites the first
+            num_particles=4,
+            planner="cem",
+            plan=mpc.Config(horizon=3, num_samples=6, num_elites=3, num_iterations=2),
+            model=ensemble.Config(
+                num_members=3,
+                num_elites=2,
+                hidden_sizes=(8,),
+                weight_decay=(1e-3, 2e-3),
+                batch_size=4,
+                num_epochs=3,
+            ),
+        ),
+    ),
+}
+NAMES = sorted(module.name for module in pkgutil.iter_modules(algorithms.__path__))
+
+
+class Run(NamedTuple):
+    """A few steps of an algorithm; `states` begins with the initial one."""
+
+    module: ModuleType
+    row: Row
+    algorithm: Algorithm
+    init: Callable[[Key], PyTree]
+    step: Callable[[Key, PyTree], tuple[PyTree, Metrics]]
+    traces: list[str]  # one entry for each time that `step` was traced
+    states: list[PyTree]
+    metrics: list[Metrics]
+
+
+def step_keys(key: Key) -> Key:
+    return jax.random.split(key, STEPS)
+
+
+@cache
+def run_of(name: str) -> Run:
+    if name not in ROWS:
+        pytest.fail(f"algorithms/{name}.py has no row in ROWS of {__file__}")
+    module, row, traces = (
+        importlib.import_module(f"mbrl_jax.algorithms.{name}"),
+        ROWS[name],
+        [],
+    )
+    algorithm = module.make(row.env, row.config)
+
+    def step(key: Key, state: PyTree) -> tuple[PyTree, Metrics]:
+        traces.append(name)
+        return algorithm.step(key, state)
+
+    init, step = jax.jit(algorithm.init), jax.jit(step)
+    states, metrics = go(init, step, jax.random.key(0))
+    return Run(module, row, algorithm, init, step, traces, states, metrics)
+
+
+def go(init: Callable, step: Callable, key: Key) -> tuple[list[PyTree], list[Metrics]]:
+    states, metrics = [init(key)], []
+    for step_key in step_keys(key):
+        state, metric = step(step_key, states[-1])
+        states.append(state)
+        metrics.append(metric)
+    return states, metrics
+
+
+@pytest.fixture(params=NAMES)
+def run(request: pytest.FixtureRequest) -> Run:
+    return run_of(request.param)
+
+
+def assert_same(a: PyTree, b: PyTree) -> None:
+    jax.tree.map(np.testing.assert_array_equal, *map(to_numpy, (a, b)))
+
+
+def is_key(x: Array) -> bool:
+    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def to_numpy(tree: PyTree) -> PyTree:
+    return jax.tree.map(
+        lambda x: np.asarray(jax.random.key_data(x) if is_key(x) else x), tree
+    )
+
+
+def test_no_row_is_for_nothing():
+    assert set(ROWS) <= set(NAMES)
+
+
+def test_a_module_exports_config_state_and_make(run: Run):
+    own = {
+        name
+        for name, x in vars(run.module).items()
+        if not name.startswith("_")
+        and (inspect.isfunction(x) or inspect.isclass(x))
+        and x.__module__ == run.module.__name__
+    }
+    assert own == {"Config", "State", "make"}
+    assert run.module.Config.__dataclass_params__.frozen
+    assert issubclass(run.module.State, tuple)
+    assert isinstance(run.states[0], run.module.State)
+    assert isinstance(run.module.make(run.row.env), Algorithm)  # the defaults can be
+
+
+@pytest.mark.parametrize("x64", [False, True])
+def test_a_step_keeps_the_state_tree(run: Run, x64: bool):
+    """Its structure, shapes, types, and whether these are weak."""
+    with jax.enable_x64(x64):
+        algorithm, key = run.module.make(*run.row), jax.random.key(0)
+        before = jax.eval_shape(algorithm.init, key)
+        after, _ = jax.eval_shape(algorithm.step, key, before)
+        describe = lambda x: (x.shape, x.dtype, x.weak_type)
+        assert jax.tree.map(describe, after) == jax.tree.map(describe, before)
+
+
+def test_a_step_is_compiled_once(run: Run):
+    run.step(jax.random.key(9), run.init(jax.random.key(9)))
+    assert len(run.traces) == 1
+
+
+def test_same_key_same_result_bit_for_bit(run: Run):
+    states, metrics = go(run.init, run.step, jax.random.key(0))
+    assert_same((states, metrics), (run.states, run.metrics))
+    other, _ = run.step(jax.random.key(9), run.states[0])
+    with pytest.raises(AssertionError):
+        assert_same(other, run.states[1])
+
+
+def test_a_resumed_run_is_an_uninterrupted_one(run: Run):
+    """Out to numpy after each step, and back by the tree of an initial state."""
+    template = jax.eval_shape(run.algorithm.init, jax.random.key(0))
+    state = run.states[0]
+    for key, expected in zip(step_keys(jax.random.key(0)), run.states[1:], strict=True):
+        leaves = jax.tree.leaves(to_numpy(state))
+        back = [
+            jax.random.wrap_key_data(jnp.asarray(x)) if is_key(old) else jnp.asarray(x)
+            for x, old in zip(leaves, jax.tree.leaves(template), strict=True)
+        ]
+        state, _ = run.step(key, jax.tree.unflatten(jax.tree.structure(template), back))
+        assert_same(state, expected)
+
+
+def test_metrics_are_the_same_finite_scalars_every_time(run: Run):
+    names = set(run.metrics[0])
+    for metrics in run.metrics:
+        assert set(metrics) == names
+        assert all(np.shape(x) == () for x in metrics.values())
+        assert all(np.isfinite(x) for x in metrics.values())
+    steps = [int(metrics["env_steps"]) for metrics in run.metrics]
+    assert steps[0] > 0
+    assert (np.diff(steps) >= 0).all()
+    assert steps[-1] <= STEPS * run.row.env.episode_length or steps[-1] > steps[0]
+
+
+# --- Batches of seeds and hyperparameters.
+
+
+def floats(config: Any, path: tuple[Any, ...] = ()) -> dict[tuple[Any, ...], float]:
+    """Every float of a configuration, by its path through dataclasses and tuples."""
+    if isinstance(config, float):
+        return {path: config}
+    if isinstance(config, tuple):
+        parts = list(enumerate(config))
+    elif dataclasses.is_dataclass(config):
+        parts = [(x.name, getattr(config, x.name)) for x in dataclasses.fields(config)]
+    else:
+        return {}
+    found: dict[tuple[Any, ...], float] = {}
+    for name, part in parts:
+        found |= floats(part, (*path, name))
+    return found
+
+
+def with_floats(config: Any, values: dict[tuple[Any, ...], Any]) -> Any:
+    """The configuration with these floats, the inverse of `floats`."""
+    if () in values:
+        return values[()]
+    for name in {path[0] for path in values}:
+        below = {path[1:]: x for path, x in values.items() if path[0] == name}
+        if isinstance(config, tuple):
+            part = with_floats(config[name], below)
+            config = (*config[:name], part, *config[name + 1 :])
+        else:
+            part = with_floats(getattr(config, name), below)
+            config = dataclasses.replace(config, **{name: part})
+    return config
+
+
+def test_floats_are_found_and_put_back():
+    config = pets.Config(model=ensemble.Config(weight_decay=(0.25, 0.5)))
+    found = floats(config)
+    assert found[("risk_level",)] == 1.0
+    assert found[("plan", "init_std")] == 0.5
+    assert found[("model", "weight_decay", 1)] == 0.5
+    assert with_floats(config, found) == config
+    assert with_floats(config, {("plan", "init_std"): 7.0}).plan.init_std == 7
+
+
+def test_seeds_and_floats_are_batch_axes(run: Run):
+    """Two seeds with the row's floats, traced, and one with all of them halved.
+
+    The first two are what runs alone are, to the rounding of batched sums.
+    """
+    values = floats(run.row.config)
+    assert values
+    paths = list(values)
+
+    def whole(key: Key, batch: list[Array]) -> tuple[PyTree, Metrics]:
+        config = with_floats(run.row.config, dict(zip(paths, batch, strict=True)))
+        algorithm = run.module.make(run.row.env, config)
+        step = lambda state, key: algorithm.step(key, state)
+        return jax.lax.scan(step, algorithm.init(key), step_keys(key))
+
+    seeds = [jax.random.key(0), jax.random.key(1), jax.random.key(0)]
+    batch = [jnp.array([x, x, x / 2]) for x in values.values()]
+    states, metrics = jax.jit(jax.vmap(whole))(jnp.stack(seeds), batch)
+    for i in range(2):
+        alone, alone_metrics = go(run.init, run.step, seeds[i])
+        expected = alone[-1], jax.tree.map(lambda *x: jnp.stack(x), *alone_metrics)
+        found = jax.tree.map(lambda x: x[i], (states, metrics))  # noqa: B023
+        assert_close(found, expected)
+    first, _, halved = (jax.tree.map(lambda x: x[i], states) for i in range(3))  # noqa: B023
+    with pytest.raises(AssertionError):
+        assert_close(halved, first)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(metrics))
+
+
+def assert_close(a: PyTree, b: PyTree) -> None:
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4),
+        *map(to_numpy, (a, b)),
+    )
+
+
+# --- The policy, and the model.
+
+
+def test_the_policy_acts_is_evaluated_and_rendered(run: Run):
+    env, state = run.row.env, run.states[-1]
+    evaluate = jax.jit(
+        lambda key, state: rollout.evaluate(key, env, run.algorithm.policy(state), 2)
+    )
+    metrics, episodes = evaluate(jax.random.key(0), state)
+    assert episodes.transitions.action.shape == (2, env.episode_length, env.action_size)
+    assert jnp.abs(episodes.transitions.action).max() <= env.action_limit * (1 + 1e-6)
+    assert all(np.isfinite(x) for x in metrics.values())
+    if env.render is not None:
+        show = jax.jit(
+            lambda key, state: rollout.trajectory(key, env, run.algorithm.policy(state))
+        )
+        states, _ = show(jax.random.key(0), state)
+        frames = np.asarray(env.render(states))
+        assert frames.dtype == np.uint8
+        assert frames.shape[0] == env.episode_length + 1
+        assert frames.shape[3] == 3
+
+
+def test_the_memory_of_the_policy_keeps_its_types(run: Run):
+    env = run.row.env
+
+    def act(key: Key, obs: Array, state: PyTree) -> tuple[PyTree, PyTree]:
+        policy = run.algorithm.policy(state)
+        return policy.init(), policy.act(key, obs, policy.init())[1]
+
+    obs = jnp.zeros(env.obs_size)
+    before, after = jax.eval_shape(act, jax.random.key(0), obs, run.states[0])
+    assert before == after
+
+
+def test_the_model_predicts_from_every_member(run: Run):
+    if run.algorithm.predict is None:
+        pytest.skip("has no model")
+    env = run.row.env
+    obs, action = jnp.zeros(env.obs_size), jnp.zeros(env.action_size)
+    mean, std = run.algorithm.predict(run.states[-1], obs, action)
+    assert mean.shape == std.shape
+    assert mean.shape[1] >= env.obs_size
+    assert np.isfinite(mean).all()
+    assert (std >= 0).all()
+
+
+# --- Faults.
+
+
+def poisoned(env: Env) -> Env:
+    """Shows NaN at the second step of every episode and pays inf at the third."""
+
+    def step(env_state: EnvState, action: Array) -> EnvState:
+        after = env.step(env_state, action)
+        return after._replace(
+            obs=jnp.where(after.time == 2, jnp.nan, after.obs),
+            reward=jnp.where(after.time == 3, jnp.inf, after.reward),
+        )
+
+    return env._replace(step=step)
+
+
+def test_a_fault_of_the_simulator_stays_in_the_replay(run: Run):
+    """What is learned is finite, and so is what is done on a healthy day."""
+    env = run.row.env
+    algorithm = run.module.make(poisoned(env), run.row.config)
+    states, metrics = go(
+        jax.jit(algorithm.init), jax.jit(algorithm.step), jax.random.key(0)
+    )
+    leaves = jax.tree.leaves(states[-1], is_leaf=lambda x: isinstance(x, Replay))
+    learned = [x for x in leaves if not isinstance(x, Replay)]
+    assert all(is_key(x) or np.isfinite(x).all() for x in learned)
+    assert metrics[-1]["env_steps"] == run.metrics[-1]["env_steps"]
+    changed = [
+        not np.array_equal(*pair)
+        for pair in zip(*map(jax.tree.leaves, map(to_numpy, states[-2:])), strict=True)
+    ]
+    assert any(changed)
+    policy = algorithm.policy(states[-1])
+    action, _ = policy.act(jax.random.key(0), jnp.zeros(env.obs_size), policy.init())
+    assert np.isfinite(action).all()
