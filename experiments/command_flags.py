@@ -180,7 +180,7 @@ def command(main: Callable[[Sequence[str]], None]) -> None:
         sys.exit(130)
     except flags.Error as error:
         sys.exit(_complain(error, 2))
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
         sys.exit(_complain(error, 1))
 
 
