@@ -27,7 +27,7 @@ PICTURES = ("learning_curve.png", "episode.gif")
 
 def command(readme: str) -> str:
     """The code block behind the mark in the README."""
-    found = re.search(r"<!-- the main job -->\n```\n(.*?)\n```", readme, re.DOTALL)
+    found = re.search(r"<!-- the main job -->\n```bash\n(.*?)\n```", readme, re.DOTALL)
     assert found is not None
     return found[1]
 
