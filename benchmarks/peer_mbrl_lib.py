@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import mbrl.models
 import mbrl.planning
@@ -81,7 +81,7 @@ AGENT = {
 NUM_PARTICLES = 20
 PROPAGATIONS = {"ts_inf": "fixed_model", "ts1": "random_model"}  # ours: theirs
 Row = dict[str, Any]
-Model = mbrl.models.OneDTransitionRewardModel
+Model: TypeAlias = mbrl.models.OneDTransitionRewardModel
 
 
 def planning(model: Model, num_repeats: int) -> list[Row]:
@@ -192,14 +192,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--output", type=Path, default=OUTPUT)
     parser.add_argument("--num_repeats", type=int, default=5)
+    # on busy cores, several threads spend most of their time waiting for each other
+    parser.add_argument("--num_threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.manual_seed(0)
-    rows = []
+    torch.set_num_threads(arguments.num_threads)
+    rows: list[Row] = []
     for topic in (planning, fitting, imagining):
-        rows += topic(make_model(), arguments.num_repeats)
-        print(*rows, sep="\n")
+        for row in topic(make_model(), arguments.num_repeats):
+            rows.append(row)
+            print(row, flush=True)
     machine = {
-        "num_threads": torch.get_num_threads(),
+        "num_threads": arguments.num_threads,
         "python": platform.python_version(),
         **{package: version(package) for package in ("mbrl", "torch", "numpy")},
     }

@@ -1,5 +1,6 @@
 """The setting that is measured: mbrl-lib's PETS on its continuous cartpole."""
 
+import itertools
 from typing import NamedTuple
 
 import jax
@@ -46,7 +47,7 @@ def layers(setting: Setting) -> list[tuple[int, int]]:
     """Inputs and outputs of each layer of a network."""
     task = env()
     sizes = [task.obs_size + task.action_size, *setting.hidden_sizes, 2 * task.obs_size]
-    return list(zip(sizes[:-1], sizes[1:], strict=True))
+    return list(itertools.pairwise(sizes))
 
 
 def forward_flop(setting: Setting) -> float:

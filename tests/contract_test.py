@@ -188,7 +188,7 @@ def test_metrics_are_the_same_finite_scalars_every_time(run: Run):
     steps = [int(metrics["env_steps"]) for metrics in run.metrics]
     assert steps[0] > 0
     assert (np.diff(steps) >= 0).all()
-    assert steps[-1] <= STEPS * run.row.env.episode_length or steps[-1] > steps[0]
+    assert steps[-1] > steps[0]
 
 
 # --- Batches of seeds and hyperparameters.
