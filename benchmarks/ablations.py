@@ -1,6 +1,7 @@
 """What the parts cost, and what other choices would: the evidence for the README."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -8,10 +9,11 @@ import jax.numpy as jnp
 import optax
 
 from benchmarks import planning, timing
-from benchmarks.setting import Setting, gradient_flop, make_model
+from benchmarks.setting import Setting, env, gradient_flop, make_model, transitions
 from benchmarks.timing import Call, Row
 from mbrl_jax.models.propagation import PROPAGATIONS, Step
-from mbrl_jax.networks import silu
+from mbrl_jax.networks import GaussianMLP, silu
+from mbrl_jax.ops import finite
 from mbrl_jax.types import Array, Key, Model, Params, PyTree
 
 GENERATORS = ("threefry2x32", "rbg", "unsafe_rbg")  # of jax; the first is its default
@@ -30,13 +32,69 @@ PRODUCTS = {  # of a hidden layer: rows b, inputs i, outputs o, for each member 
 }
 
 
+def guards(
+    setting: Setting = Setting(),
+    batch_size: int = 32,
+    num_loops: int = 100,
+    num_repeats: int = 5,
+) -> list[Row]:
+    """Gradient steps as they are, and without the guard against non-finite values."""
+    adam = optax.adam(1e-3)
+    optimizers = {
+        "guarded Adam": finite.skip_non_finite(adam, setting.num_members),
+        "optax.adam": adam,
+    }
+    rows = []
+    for name, optimizer in optimizers.items():
+        call = gradient_steps(setting, optimizer, batch_size, num_loops)
+        took = timing.measure(call, 1, num_repeats)
+        num_rows = num_loops * setting.num_members * batch_size
+        rows.append(
+            timing.row(
+                "guard",
+                f"{name}, batch {batch_size}",
+                num_loops / took.seconds,
+                f"gradient steps per {timing.seconds_unit()}",
+                took,
+                num_rows * gradient_flop(setting),
+            )
+        )
+    return rows
+
+
+def gradient_steps(
+    setting: Setting,
+    optimizer: optax.GradientTransformation,
+    batch_size: int,
+    num_loops: int,
+) -> Call:
+    """On one batch, again and again."""
+    task, params = env(), make_model(setting)[1].params
+    network = GaussianMLP(setting.hidden_sizes, task.obs_size)
+    data = transitions(jax.random.key(0), batch_size)
+    inputs = jnp.concatenate([data.obs, data.action], axis=1)
+
+    def loss(params: Params) -> Array:
+        mean, log_var = network.apply(params, inputs)
+        return (jnp.square(mean - data.next_obs) * jnp.exp(-log_var) + log_var).mean()
+
+    def step(carry: tuple[Params, PyTree]) -> tuple[Params, PyTree]:
+        params, state = carry
+        updates, state = optimizer.update(
+            jax.vmap(jax.grad(loss))(params), state, params
+        )
+        return optax.apply_updates(params, updates), state
+
+    return _loop(step, (params, optimizer.init(params)), num_loops)
+
+
 def random_numbers(size: int = 1_000_000, num_repeats: int = 5) -> list[Row]:
     """Normal numbers by each generator."""
+    draw = jax.jit(lambda key: jax.random.normal(key, (size,)))
     rows = []
     for name in GENERATORS:
-        draw, key = jax.jit(_normal, static_argnums=1), jax.random.key(0, impl=name)
-        took = timing.measure(lambda d=draw, k=key: d(k, size), 4, num_repeats)
-        rows.append(_per("normal numbers", name, took, size))
+        call = partial(draw, jax.random.key(0, impl=name))
+        rows.append(_each("normal numbers", name, call, size, 4, num_repeats))
     return rows
 
 
@@ -48,9 +106,9 @@ def activations(
     x = jax.random.normal(jax.random.key(0), (num_rows, setting.hidden_sizes[0]))
     rows = []
     for name, function in ACTIVATIONS.items():
-        call = _loop(lambda x, f=function: f(x) + 1e-3, x, num_loops)
-        took = timing.measure(call, 1, num_repeats)
-        rows.append(_per("activations", name, took, num_loops * x.size))
+        call = _loop(function, x, num_loops)
+        count = num_loops * x.size
+        rows.append(_each("activations", name, call, count, 1, num_repeats))
     return rows
 
 
@@ -66,11 +124,11 @@ def searches(setting: Setting = Setting(), num_repeats: int = 5) -> list[Row]:
         "all elites predict, one is kept": planning.search(setting, keep_one),
     }
     unit = f"{timing.seconds_unit()} per iteration"
-    return [
-        Row("one iteration", name, took.seconds, unit, took.wall)
-        for name, call in variants.items()
-        for took in [timing.measure(call, 1, num_repeats)]
-    ]
+    rows = []
+    for name, call in variants.items():
+        took = timing.measure(call, 1, num_repeats)
+        rows.append(Row("one iteration", name, took.seconds, unit, took.wall))
+    return rows
 
 
 def own_key(key: Key, actions: Array) -> Key:
@@ -162,10 +220,6 @@ def layer_product(
     return _loop(step, jnp.einsum(indices, left, right), num_loops), flop * num_loops
 
 
-def _normal(key: Key, size: int) -> Array:
-    return jax.random.normal(key, (size,))
-
-
 def _loop(step: Callable[[Any], Any], start: Any, num_loops: int) -> Call:
     """`step` applied `num_loops` times, compiled."""
     body = lambda i, carry: step(carry)
@@ -173,6 +227,10 @@ def _loop(step: Callable[[Any], Any], start: Any, num_loops: int) -> Call:
     return lambda: run(start)
 
 
-def _per(topic: str, case: str, took: timing.Timing, count: int) -> Row:
+def _each(
+    topic: str, case: str, call: Call, count: int, num_calls: int, num_repeats: int
+) -> Row:
+    """A row about a call that makes `count` numbers."""
+    took = timing.measure(call, num_calls, num_repeats)
     unit = timing.seconds_unit().replace("s", "ns") + " each"
     return Row(topic, case, 1e9 * took.seconds / count, unit, took.wall)

@@ -48,6 +48,7 @@ TOPICS: dict[str, Callable[[], list[Row]]] = {
     "seeds": seeds.measure,
     "searches": ablations.searches,
     "fit_parts": ablations.fit_parts,
+    "guards": ablations.guards,
     "random_numbers": ablations.random_numbers,
     "activations": ablations.activations,
 }

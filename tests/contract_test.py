@@ -60,6 +60,7 @@ NAMES = sorted(module.name for module in pkgutil.iter_modules(algorithms.__path_
 class Run(NamedTuple):
     """A few steps of an algorithm; `states` begins with the initial one."""
 
+    name: str
     module: ModuleType
     row: Row
     algorithm: Algorithm
@@ -91,7 +92,7 @@ def run_of(name: str) -> Run:
 
     init, step = jax.jit(algorithm.init), jax.jit(step)
     states, metrics = go(init, step, jax.random.key(0))
-    return Run(module, row, algorithm, init, step, traces, states, metrics)
+    return Run(name, module, row, algorithm, init, step, traces, states, metrics)
 
 
 def go(init: Callable, step: Callable, key: Key) -> tuple[list[PyTree], list[Metrics]]:
@@ -235,33 +236,79 @@ def test_floats_are_found_and_put_back():
     assert with_floats(config, {("plan", "init_std"): 7.0}).plan.init_std == 7
 
 
-def test_seeds_and_floats_are_batch_axes(run: Run):
-    """Two seeds with the row's floats, traced, and one with all of them halved.
+class Batch(NamedTuple):
+    """Four runs at once."""
 
-    The first two are what runs alone are, to the rounding of batched sums.
-    """
+    seed: tuple[int, ...] = (0, 1, 0, 0)
+    factor: tuple[float, ...] = (1.0, 1.0, 0.5, 1.0)  # of every float of the row
+    faulty: tuple[bool, ...] = (False, False, False, True)  # the simulator
+
+
+@cache
+def batch_of(name: str) -> tuple[PyTree, Metrics]:
+    """The last state and the metrics [STEPS] of the runs of a Batch, vmapped."""
+    run = run_of(name)
     values = floats(run.row.config)
-    assert values
-    paths = list(values)
 
-    def whole(key: Key, batch: list[Array]) -> tuple[PyTree, Metrics]:
-        config = with_floats(run.row.config, dict(zip(paths, batch, strict=True)))
-        algorithm = run.module.make(run.row.env, config)
+    def whole(key: Key, factor: Array, faulty: Array) -> tuple[PyTree, Metrics]:
+        traced = {path: factor * value for path, value in values.items()}
+        config = with_floats(run.row.config, traced)
+        algorithm = run.module.make(with_faults(run.row.env, faulty), config)
         step = lambda state, key: algorithm.step(key, state)
         return jax.lax.scan(step, algorithm.init(key), step_keys(key))
 
-    seeds = [jax.random.key(0), jax.random.key(1), jax.random.key(0)]
-    batch = [jnp.array([x, x, x / 2]) for x in values.values()]
-    states, metrics = jax.jit(jax.vmap(whole))(jnp.stack(seeds), batch)
-    for i in range(2):
-        alone, alone_metrics = go(run.init, run.step, seeds[i])
-        expected = alone[-1], jax.tree.map(lambda *x: jnp.stack(x), *alone_metrics)
-        found = jax.tree.map(lambda x: x[i], (states, metrics))  # noqa: B023
-        assert_close(found, expected)
-    first, _, halved = (jax.tree.map(lambda x: x[i], states) for i in range(3))  # noqa: B023
+    keys = jnp.stack([jax.random.key(seed) for seed in Batch().seed])
+    factor, faulty = jnp.array(Batch().factor), jnp.array(Batch().faulty)
+    return jax.jit(jax.vmap(whole))(keys, factor, faulty)
+
+
+def with_faults(env: Env, faulty: Array) -> Env:
+    """Shows NaN at the second step of every episode and pays inf at the third."""
+
+    def step(env_state: EnvState, action: Array) -> EnvState:
+        after = env.step(env_state, action)
+        blind, rich = faulty & (after.time == 2), faulty & (after.time == 3)
+        return after._replace(
+            obs=jnp.where(blind, jnp.nan, after.obs),
+            reward=jnp.where(rich, jnp.inf, after.reward),
+        )
+
+    return env._replace(step=step)
+
+
+def pick(i: int, tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda x: x[i], tree)
+
+
+@pytest.mark.parametrize("i", [0, 1])
+def test_seeds_are_a_batch_axis(run: Run, i: int):
+    """Each is what it is alone, to the rounding of batched sums."""
+    alone, alone_metrics = go(run.init, run.step, jax.random.key(Batch().seed[i]))
+    expected = alone[-1], jax.tree.map(lambda *x: jnp.stack(x), *alone_metrics)
+    assert_close(pick(i, batch_of(run.name)), expected)
+
+
+def test_floats_are_a_batch_axis(run: Run):
+    """Any of them may be traced, and together they make a difference."""
+    assert floats(run.row.config)
+    states, metrics = batch_of(run.name)
     with pytest.raises(AssertionError):
-        assert_close(halved, first)
-    assert all(np.isfinite(x).all() for x in jax.tree.leaves(metrics))
+        assert_close(pick(2, states), pick(0, states))
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(pick(2, metrics)))
+
+
+def test_a_fault_of_the_simulator_stays_in_the_replay(run: Run):
+    """What is learned is finite, and so is what is done on a healthy day."""
+    state, metrics = pick(3, batch_of(run.name))
+    leaves = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, Replay))
+    learned = [x for x in leaves if not isinstance(x, Replay)]
+    assert all(is_key(x) or np.isfinite(x).all() for x in learned)
+    assert not all(np.isfinite(x).all() for x in jax.tree.leaves(metrics))  # it was bad
+    with pytest.raises(AssertionError):  # but not in vain
+        assert_same(state, run.states[0])
+    policy, obs = run.algorithm.policy(state), jnp.zeros(run.row.env.obs_size)
+    action, _ = policy.act(jax.random.key(0), obs, policy.init())
+    assert np.isfinite(action).all()
 
 
 def assert_close(a: PyTree, b: PyTree) -> None:
@@ -275,23 +322,22 @@ def assert_close(a: PyTree, b: PyTree) -> None:
 
 
 def test_the_policy_acts_is_evaluated_and_rendered(run: Run):
-    env, state = run.row.env, run.states[-1]
-    evaluate = jax.jit(
-        lambda key, state: rollout.evaluate(key, env, run.algorithm.policy(state), 2)
-    )
-    metrics, episodes = evaluate(jax.random.key(0), state)
-    assert episodes.transitions.action.shape == (2, env.episode_length, env.action_size)
-    assert jnp.abs(episodes.transitions.action).max() <= env.action_limit * (1 + 1e-6)
-    assert all(np.isfinite(x) for x in metrics.values())
+    env, state, key = run.row.env, run.states[-1], jax.random.key(0)
+    policy = run.algorithm.policy
+    show = jax.jit(lambda key, state: rollout.trajectory(key, env, policy(state)))
+    states, valid = show(key, state)
+    assert states.obs.shape == (env.episode_length + 1, env.obs_size)
+    assert np.isfinite(states.obs).all()
+    assert valid[:2].all()
     if env.render is not None:
-        show = jax.jit(
-            lambda key, state: rollout.trajectory(key, env, run.algorithm.policy(state))
-        )
-        states, _ = show(jax.random.key(0), state)
-        frames = np.asarray(env.render(states))
+        frames = env.render(states)
         assert frames.dtype == np.uint8
         assert frames.shape[0] == env.episode_length + 1
         assert frames.shape[3] == 3
+    evaluate = lambda key, state: rollout.evaluate(key, env, policy(state), 2)
+    metrics, episodes = jax.eval_shape(evaluate, key, state)
+    assert all(x.shape == () for x in metrics.values())
+    assert episodes.transitions.action.shape == (2, env.episode_length, env.action_size)
 
 
 def test_the_memory_of_the_policy_keeps_its_types(run: Run):
@@ -316,40 +362,3 @@ def test_the_model_predicts_from_every_member(run: Run):
     assert mean.shape[1] >= env.obs_size
     assert np.isfinite(mean).all()
     assert (std >= 0).all()
-
-
-# --- Faults.
-
-
-def poisoned(env: Env) -> Env:
-    """Shows NaN at the second step of every episode and pays inf at the third."""
-
-    def step(env_state: EnvState, action: Array) -> EnvState:
-        after = env.step(env_state, action)
-        return after._replace(
-            obs=jnp.where(after.time == 2, jnp.nan, after.obs),
-            reward=jnp.where(after.time == 3, jnp.inf, after.reward),
-        )
-
-    return env._replace(step=step)
-
-
-def test_a_fault_of_the_simulator_stays_in_the_replay(run: Run):
-    """What is learned is finite, and so is what is done on a healthy day."""
-    env = run.row.env
-    algorithm = run.module.make(poisoned(env), run.row.config)
-    states, metrics = go(
-        jax.jit(algorithm.init), jax.jit(algorithm.step), jax.random.key(0)
-    )
-    leaves = jax.tree.leaves(states[-1], is_leaf=lambda x: isinstance(x, Replay))
-    learned = [x for x in leaves if not isinstance(x, Replay)]
-    assert all(is_key(x) or np.isfinite(x).all() for x in learned)
-    assert metrics[-1]["env_steps"] == run.metrics[-1]["env_steps"]
-    changed = [
-        not np.array_equal(*pair)
-        for pair in zip(*map(jax.tree.leaves, map(to_numpy, states[-2:])), strict=True)
-    ]
-    assert any(changed)
-    policy = algorithm.policy(states[-1])
-    action, _ = policy.act(jax.random.key(0), jnp.zeros(env.obs_size), policy.init())
-    assert np.isfinite(action).all()

@@ -9,17 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mbrl_jax import replay
-from mbrl_jax.types import Array, Transition
+from mbrl_jax.types import Transition
 
 CAPACITY, ROWS = 7, 4  # slots, and rows offered at once
 insert = jax.jit(replay.insert)
 
 
-def numbered(ids: Array, end: Array | None = None) -> Transition:
+def numbered(ids: np.ndarray, end: np.ndarray | None = None) -> Transition:
     """Transitions that tell who they are in every entry; `end` truncates."""
-    x = ids.astype(float)
-    end = jnp.zeros(ids.shape, bool) if end is None else end
-    obs = jnp.stack([x, -x], axis=1)
+    x = ids.astype(np.float32)
+    end = np.zeros(ids.shape, bool) if end is None else end
+    obs = np.stack([x, -x], axis=1)
     return Transition(obs, x[:, None], 10 * x, obs + 0.5, ids % 2 == 1, end)
 
 
@@ -36,9 +36,9 @@ def test_a_buffer_is_a_deque(batches: list[list[bool]]):
     buffer, reference = replay.init(2, 1, CAPACITY), deque(maxlen=CAPACITY)
     for i, valid in enumerate(batches):
         ids = ROWS * i + np.arange(ROWS)
-        buffer = insert(buffer, numbered(jnp.asarray(ids)), jnp.array(valid))
+        buffer = insert(buffer, numbered(ids), np.array(valid))
         reference.extend(ids[valid])
-        expected = numbered(jnp.asarray(np.array(reference, int)))
+        expected = numbered(np.array(reference, int))
         jax.tree.map(np.testing.assert_array_equal, stored(buffer), expected)
 
 
@@ -46,9 +46,9 @@ def full(num: int, ends: list[int] | None = None) -> replay.Replay:
     """The transitions 0 to num - 1 one after the other, the last CAPACITY of them."""
     buffer = replay.init(2, 1, CAPACITY)
     for i in range(num):
-        end = jnp.array([i in (ends or [])])
-        one = numbered(jnp.array([i]), end)._replace(terminal=jnp.zeros(1, bool))
-        buffer = insert(buffer, one, jnp.ones(1, bool))
+        end = np.array([i in (ends or [])])
+        one = numbered(np.array([i]), end)._replace(terminal=np.zeros(1, bool))
+        buffer = insert(buffer, one, np.ones(1, bool))
     return buffer
 
 
@@ -61,7 +61,7 @@ def test_samples_are_uniform_over_what_is_in(num: int):
     np.testing.assert_array_equal(ids, np.arange(num - size, num))
     tolerance = 5 * (4000 / size) ** 0.5  # standard errors of a count
     np.testing.assert_allclose(counts, 4000 / size, atol=tolerance)
-    whole = numbered(batch.obs[:, 0].astype(int))
+    whole = numbered(np.asarray(batch.obs[:, 0]).astype(int))
     np.testing.assert_array_equal(batch.reward, whole.reward)
     np.testing.assert_array_equal(batch.next_obs, whole.next_obs)
 
@@ -97,7 +97,7 @@ def test_a_terminal_ends_a_sequence_as_a_time_limit_does():
 
 
 def test_what_does_not_fit_is_refused():
-    buffer, ids = replay.init(2, 1, CAPACITY), jnp.arange(CAPACITY + 1)
+    buffer, ids = replay.init(2, 1, CAPACITY), np.arange(CAPACITY + 1)
     with pytest.raises(ValueError, match="8 transitions do not fit a capacity of 7"):
         replay.insert(buffer, numbered(ids), jnp.zeros(8, bool))
 
@@ -106,6 +106,6 @@ def test_what_does_not_fit_is_refused():
 def test_inserting_keeps_all_types(x64: bool):
     with jax.enable_x64(x64):
         buffer = jax.eval_shape(partial(replay.init, 2, 1, CAPACITY))
-        rows = jax.eval_shape(lambda: numbered(jnp.arange(3)))
+        rows = numbered(np.arange(3))
         valid = jax.ShapeDtypeStruct((3,), bool)
         assert jax.eval_shape(replay.insert, buffer, rows, valid) == buffer
