@@ -236,17 +236,15 @@ def test_floats_are_found_and_put_back():
     assert with_floats(config, {("plan", "init_std"): 7.0}).plan.init_std == 7
 
 
-class Batch(NamedTuple):
-    """Four runs at once."""
-
-    seed: tuple[int, ...] = (0, 1, 0, 0)
-    factor: tuple[float, ...] = (1.0, 1.0, 0.5, 1.0)  # of every float of the row
-    faulty: tuple[bool, ...] = (False, False, False, True)  # the simulator
+# Four runs at once: a seed, a factor of every float of the row, is the simulator faulty
+SEEDS = (0, 1, 0, 0)
+FACTORS = (1.0, 1.0, 0.5, 1.0)
+FAULTY = (False, False, False, True)
 
 
 @cache
 def batch_of(name: str) -> tuple[PyTree, Metrics]:
-    """The last state and the metrics [STEPS] of the runs of a Batch, vmapped."""
+    """The last states and the metrics [STEPS] of the four runs, vmapped."""
     run = run_of(name)
     values = floats(run.row.config)
 
@@ -257,9 +255,8 @@ def batch_of(name: str) -> tuple[PyTree, Metrics]:
         step = lambda state, key: algorithm.step(key, state)
         return jax.lax.scan(step, algorithm.init(key), step_keys(key))
 
-    keys = jnp.stack([jax.random.key(seed) for seed in Batch().seed])
-    factor, faulty = jnp.array(Batch().factor), jnp.array(Batch().faulty)
-    return jax.jit(jax.vmap(whole))(keys, factor, faulty)
+    keys = jnp.stack([jax.random.key(seed) for seed in SEEDS])
+    return jax.jit(jax.vmap(whole))(keys, jnp.array(FACTORS), jnp.array(FAULTY))
 
 
 def with_faults(env: Env, faulty: Array) -> Env:
@@ -283,7 +280,7 @@ def pick(i: int, tree: PyTree) -> PyTree:
 @pytest.mark.parametrize("i", [0, 1])
 def test_seeds_are_a_batch_axis(run: Run, i: int):
     """Each is what it is alone, to the rounding of batched sums."""
-    alone, alone_metrics = go(run.init, run.step, jax.random.key(Batch().seed[i]))
+    alone, alone_metrics = go(run.init, run.step, jax.random.key(SEEDS[i]))
     expected = alone[-1], jax.tree.map(lambda *x: jnp.stack(x), *alone_metrics)
     assert_close(pick(i, batch_of(run.name)), expected)
 
