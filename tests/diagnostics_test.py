@@ -38,7 +38,7 @@ def test_a_perfect_model_has_no_error():
         random_episodes(env, 4)
     )
     assert found["model/one_step_rmse"] < 1e-4
-    assert found["model/one_step_disagreement"] == 0
+    assert found["model/one_step_disagreement"] < 1e-5  # rounding
     for name in (
         "open_loop_rmse",
         "open_loop_disagreement",

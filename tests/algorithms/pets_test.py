@@ -73,7 +73,7 @@ def test_every_cell_of_the_grid_acts(kind: str, propagation: str, planner: str):
         policy = algorithm.policy(algorithm.init(key))
         return policy.act(key, obs, policy.init())[0]
 
-    obs = jax.ShapeDtypeStruct((6,), float)
+    obs = jax.ShapeDtypeStruct((6,), jnp.result_type(float))
     assert jax.eval_shape(act, jax.random.key(0), obs).shape == (2,)
 
 
@@ -131,22 +131,6 @@ def test_episodes_of_any_length_are_booked():
 # --- Learning.
 
 
-def on_true_dynamics(
-    env: Env, config: pets.Config, next_obs: Callable[[Array, Array], Array]
-) -> Policy:
-    """The same planner with the environment's own `next_obs(obs, action)` as model."""
-    limit = env.action_limit
-    clipped = lambda obs, action: next_obs(obs, jnp.clip(action, -limit, limit))
-    step = lambda key, obs, action: jax.vmap(clipped, (0, None))(obs, action)
-    read = imagine.outcome(env, learn_reward=False, learn_terminal=False)
-
-    def objective(key: Key, obs: Array) -> Objective:
-        one = partial(imagine.particle_returns, key, step, read, obs)
-        return lambda actions: one(actions, 1)[0]
-
-    return mpc.make(config.planner, config.plan, env.action_size, limit, objective)
-
-
 def test_the_best_action_is_found_by_a_learned_reward():
     """Probe 5: the best action is half the obs, worth 1; random ones are worth 0.4.
 
@@ -166,20 +150,15 @@ def test_the_best_action_is_found_by_a_learned_reward():
             num_members=3, hidden_sizes=(32, 32), learning_rate=3e-3, num_epochs=60
         ),
     )
-    algorithm, state, _ = train(env, config, 60)
-    assert mean_return(env, algorithm.policy, state) > 0.93
-
-
-def newton(obs: Array, action: Array) -> Array:
-    state = point_mass.State(obs[:2], obs[2:4], obs[4:])
-    return jnp.concatenate(point_mass.dynamics(state, action))
+    _, _, metrics = train(env, config, 60)
+    assert metrics["episode/return"][-15:].mean() > 0.93
 
 
 def test_point_mass():
-    """Solved within 6 episodes of 30 steps: 85 % of the way from random to perfect.
+    """Solved within 6 episodes of 30 steps.
 
-    Perfect is the same planner on the true dynamics: -18, random actions: -55.  Five of
-    five other seeds got at least 96 % of the way.
+    From these starts random actions are worth -55 and the same planner on the true
+    dynamics -18.  The bound is at 85 % of the way; five of five other seeds got 96 %.
     """
     env = simulator.time_limit(point_mass.make(), 30)
     config = pets.Config(
@@ -195,12 +174,24 @@ def test_point_mass():
             num_epochs=150,
         ),
     )
-    perfect = mean_return(env, lambda _: on_true_dynamics(env, config, newton))
-    random = mean_return(env, lambda _: policies.uniform(env))
     algorithm, state, _ = train(env, config, 6)
-    reached = mean_return(env, algorithm.policy, state)
-    assert reached > random + 0.85 * (perfect - random)
-    assert perfect > random + 20
+    assert mean_return(env, algorithm.policy, state) > -24
+
+
+def on_true_dynamics(
+    env: Env, config: pets.Config, next_obs: Callable[[Array, Array], Array]
+) -> Policy:
+    """The same planner with the environment's own `next_obs(obs, action)` as model."""
+    limit = env.action_limit
+    clipped = lambda obs, action: next_obs(obs, jnp.clip(action, -limit, limit))
+    step = lambda key, obs, action: jax.vmap(clipped, (0, None))(obs, action)
+    read = imagine.outcome(env, learn_reward=False, learn_terminal=False)
+
+    def objective(key: Key, obs: Array) -> Objective:
+        one = partial(imagine.particle_returns, key, step, read, obs)
+        return lambda actions: one(actions, 1)[0]
+
+    return mpc.make(config.planner, config.plan, env.action_size, limit, objective)
 
 
 def swing(obs: Array, action: Array) -> Array:
