@@ -221,9 +221,6 @@ def test_elites_have_the_least_holdout_error(bad: float):
     state = constant_members(model.init(jax.random.key(0)), [2.0, bad, 0.0])
     state, _ = fit(jax.random.key(0), state, filled(*NOISE, 64), learning_rate=0.0)
     np.testing.assert_array_equal(state.elites, [2, 0])
-    state = constant_members(model.init(jax.random.key(0)), [0.0, 2.0, bad])
-    state, _ = fit(jax.random.key(0), state, filled(*NOISE, 64), learning_rate=0.0)
-    np.testing.assert_array_equal(state.elites, [0, 1])
     change = predict(model, state, np.zeros(1)).mean[:, 0, 0]  # of these two only
     expected = np.array([0.0, 2.0]) * ROWS[:, 1].std() + ROWS[:, 1].mean()
     np.testing.assert_allclose(change, expected, rtol=1e-4)
@@ -337,6 +334,9 @@ def test_bad_rows_do_not_spread(bad: float):
     state, metrics = fit(jax.random.key(0), start, filled(*broken, 64))
     assert all(np.isfinite(x).all() for x in leaves(state))
     assert metrics["model/skipped_updates"] == 0
+    _, _, rows = ensemble._normalised(filled(*broken, 64), TINY)
+    for x in (rows.inputs, rows.targets):
+        assert not x[jnp.array([3, 7])].any()  # the mean
     good = np.delete(np.arange(40), [3, 7])
     alone, _ = fit(jax.random.key(0), start, filled(obs[good], change[good], 64))
     for found, expected in zip(
