@@ -9,6 +9,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 
@@ -25,7 +26,8 @@ def main(argv: Sequence[str]) -> None:
 
     clock = timing.cpu_seconds(), time.perf_counter()
     state = loop.init(key)
-    traced = loop.step.lower(key, 0, state)  # type: ignore[attr-defined]
+    step_of: Any = loop.step
+    traced = step_of.func.lower(*step_of.args, key, 0, state)
     step = traced.compile()
     compiled = timing.cpu_seconds(), time.perf_counter()
     _, metrics = jax.block_until_ready(step(key, 0, state))

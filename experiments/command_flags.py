@@ -74,6 +74,18 @@ def flat(config: Any, prefix: str = "") -> dict[str, Any]:
     return fields
 
 
+def replace(config: Any, fields: Mapping[str, Any]) -> Any:
+    """The dataclass with some `fields`, named as by `flat`; they may be traced."""
+    own = {name: x for name, x in fields.items() if "." not in name}
+    nested: dict[str, dict[str, Any]] = {}
+    for name, x in fields.items():
+        outer, _, rest = name.partition(".")
+        if rest:
+            nested.setdefault(outer, {})[rest] = x
+    inner = {name: replace(getattr(config, name), x) for name, x in nested.items()}
+    return dataclasses.replace(config, **own, **inner)
+
+
 def unflat(default: Any, fields: Mapping[str, Any]) -> Any:
     """The inverse of `flat`; also takes what JSON made of it.
 

@@ -35,24 +35,27 @@ def main(argv: Sequence[str]) -> None:
     record = {"step": run.step, "seed": values.seed, "num_episodes": num_episodes}
     run_folder.write_json(folder / "evaluation.json", {**record, **metrics})
     print(f"{folder}, step {run.step}, {num_episodes} episodes")
-    print(table(metrics, run.record["seed"]))
+    print(table(metrics, run_folder.rows(run.record)))
 
 
 def evaluate(run: registry.Run, seed: int | None, num_episodes: int) -> dict[str, Any]:
     """The metrics of `rollout.evaluate`, each [] or [S]."""
-    loop = train.build(run.key, run.algorithm, run.env, num_episodes)
-    key = run.key if seed is None else train.seeds(seed, run.record["num_seeds"])
-    return jax.device_get(loop.evaluate(key, run.step, run.state)[0])
+    key = run.key if seed is None else train.seeds(seed, max(1, run.key.size))
+    return jax.device_get(run.loop(num_episodes).evaluate(key, run.step, run.state)[0])
 
 
-def table(metrics: dict[str, Any], first_seed: int) -> str:
-    """A row per seed."""
+def table(metrics: dict[str, Any], runs: list[dict[str, Any]]) -> str:
+    """A row per run: what it differs in from the others, and its figures."""
     rows = np.stack([np.ravel(metrics[f"eval/{name}"]) for name in COLUMNS], axis=1)
-    lines = ["  seed" + "".join(f"{name.replace('_', ' '):>14}" for name in COLUMNS)]
-    for seed, row in enumerate(rows, start=first_seed):
-        lines.append(f"{seed:>6}" + "".join(f"{x:14.5g}" for x in row))
+    widths = {name: max(6, len(name) + 2) for name in runs[0]}
+    first = "".join(f"{name:>{width}}" for name, width in widths.items())
+    lines = [first + "".join(f"{name.replace('_', ' '):>14}" for name in COLUMNS)]
+    for run, row in zip(runs, rows, strict=True):
+        left = "".join(f"{run[name]:>{width}.6g}" for name, width in widths.items())
+        lines.append(left + "".join(f"{x:14.5g}" for x in row))
     if len(rows) > 1:
-        lines.append("  mean" + "".join(f"{x:14.5g}" for x in rows.mean(axis=0)))
+        left = f"{'mean':>6}".ljust(sum(widths.values()))
+        lines.append(left + "".join(f"{x:14.5g}" for x in rows.mean(axis=0)))
     return "\n".join(lines)
 
 

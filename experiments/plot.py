@@ -62,7 +62,7 @@ def learning_curve(folders: Sequence[Path], path: Path) -> None:
     ValueError if a folder cannot be read.
     """
     runs = [(run_folder.read(folder), metrics_log.read(folder)) for folder in folders]
-    figure, (axis,) = _figure(1, width=6.4)
+    figure, (axis,) = new_figure(1, width=6.4)
     for i, (_, lines) in enumerate(runs):
         training, evaluation = _curve(lines, TRAINING), _curve(lines, EVALUATION)
         if not len(training.steps) and not len(evaluation.steps):
@@ -98,7 +98,7 @@ def diagnostics(folder: Path, path: Path) -> None:
             for name, value in run_folder.read_json(file).items()
         }
         data = {name: x if several else x[None] for name, x in data.items()}
-        figure, axes = _figure(3, width=11)
+        figure, axes = new_figure(3, width=11)
         _model_error(axes[0], data)
         _calibration(axes[1], data)
         _optimism(axes[2], data)
@@ -165,13 +165,13 @@ def interval(values: np.ndarray) -> np.ndarray:
     return scipy.special.stdtrit(num_seeds - 1, 0.975) * error
 
 
-def _figure(num_axes: int, width: float) -> tuple[Any, list[Any]]:
+def new_figure(num_axes: int, width: float) -> tuple[Any, list[Any]]:
     import matplotlib
     from matplotlib.figure import Figure  # slow to import; this needs no display
 
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(width, 3.8), dpi=150, layout="constrained")
-        return figure, list(np.atleast_1d(figure.subplots(1, num_axes)))
+        made = Figure(figsize=(width, 3.8), dpi=150, layout="constrained")
+        return made, list(np.atleast_1d(made.subplots(1, num_axes)))
 
 
 def _save(figure: Any, path: Path) -> None:

@@ -58,6 +58,8 @@ def summary(folder: Path) -> str:
     rows.append(("run folder", str(folder)))
     for name in ("learning_curve.png", "diagnostics.png", "episode.gif"):
         why = status["missing"].get(name)
+        if not why and not (folder / name).exists():
+            continue  # not asked for
         text = f"none: {why}" if why else str(folder / name)
         rows.append((name.partition(".")[0].replace("_", " "), text))
     width = max(len(name) for name, _ in rows)
@@ -74,14 +76,18 @@ def _text(value: float | list[float]) -> str:
 
 def _diagnosis(run: registry.Run, episodes: Episode | None) -> dict[str, Array]:
     """The curves and figures of `diagnostics.diagnose`, for each seed."""
-    predict = run.algorithm.predict
-    if predict is None or episodes is None:
-        raise ValueError("there is no model or no evaluation")
+    if episodes is None:
+        raise ValueError("there is no evaluation")
 
-    def diagnose(state: PyTree, episodes: Episode) -> dict[str, Array]:
+    def diagnose(
+        varied: registry.Floats, state: PyTree, episodes: Episode
+    ) -> dict[str, Array]:
+        predict = run.algorithm(varied).predict
+        if predict is None:
+            raise ValueError("there is no model")
         return diagnostics.diagnose(
             run.env, lambda obs, action: predict(state, obs, action), episodes
         )
 
     batched = jax.vmap(diagnose) if run.key.ndim else diagnose
-    return jax.device_get(jax.jit(batched)(run.state, episodes))
+    return jax.device_get(jax.jit(batched)(run.hyperparameters, run.state, episodes))

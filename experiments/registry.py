@@ -5,23 +5,38 @@ import difflib
 import importlib
 import importlib.util
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
+import jax
+import numpy as np
+
 from experiments import command_flags, jax_settings, run_folder
-from mbrl_jax import algorithms, envs, train
+from mbrl_jax import algorithms, envs, population, simulator, train
 from mbrl_jax.types import Algorithm, Env, Key, PyTree
+
+Floats = Mapping[str, float | jax.Array]  # hyperparameters
 
 
 class Run(NamedTuple):
     record: run_folder.Record
     env: Env
-    algorithm: Algorithm
-    key: Key  # [], or [S] with several seeds
+    algorithm: Callable[[Floats], Algorithm]  # of the hyperparameters of one run
+    key: Key  # [], or [S] of S > 1 runs
+    hyperparameters: Floats  # each [] or [S]; those in which the runs differ, if any
     step: int = 0  # steps done
     state: PyTree = None  # after them
+
+    def loop(self, eval_episodes: int = 5) -> train.Loop:
+        return train.build(
+            self.key,
+            self.algorithm,
+            self.env,
+            eval_episodes,
+            hyperparameters=self.hyperparameters,
+        )
 
 
 def names() -> list[str]:
@@ -58,10 +73,28 @@ def assemble(record: run_folder.Record) -> Run:
     source = module(record["algorithm"])
     config = command_flags.unflat(source.Config(), record["config"])
     env = envs.make(record["env"])
-    algorithm = source.make(env, config)
-    key = train.seeds(record["seed"], record["num_seeds"])
-    train.build(key, algorithm, env)
-    return Run(record, env, algorithm, key)
+    if record["episode_length"]:
+        env = simulator.time_limit(env, record["episode_length"])
+
+    def algorithm(varied: Floats) -> Algorithm:
+        return source.make(env, command_flags.replace(config, varied))
+
+    rows = run_folder.rows(record)
+    several = len(rows) > 1
+    columns = {name: np.asarray([row[name] for row in rows]) for name in rows[0]}
+    seeds = columns.pop("seed")
+    floats = {name: x.astype(float) for name, x in columns.items()}
+    for i in range(len(rows)):  # traced values are not looked at
+        algorithm({name: float(x[i]) for name, x in floats.items()})
+    run = Run(
+        record,
+        env,
+        _populated(algorithm, record),
+        jax.vmap(jax.random.key)(seeds) if several else jax.random.key(seeds[0]),
+        {name: jax.numpy.asarray(x if several else x[0]) for name, x in floats.items()},
+    )
+    run.loop()
+    return run
 
 
 def load(folder: Path, report: Callable[[str], None]) -> Run:
@@ -73,10 +106,24 @@ def load(folder: Path, report: Callable[[str], None]) -> Run:
     record = run_folder.read(folder)
     jax_settings.apply(record["precision"])
     run = assemble(record)
-    loop = train.build(run.key, run.algorithm, run.env)
+    loop = run.loop()
     config = run_folder.identity(record)
     saved = train.restore(run.key, loop, folder / "checkpoints", config, report)
     if saved is None:
         raise OSError(f"{folder} holds no checkpoint yet")
     step, state = saved
     return run._replace(step=step, state=state)
+
+
+def _populated(
+    algorithm: Callable[[Floats], Algorithm], record: run_folder.Record
+) -> Callable[[Floats], Algorithm]:
+    """Population-based training of the algorithm, if the record asks for it."""
+    asked = record.get("population")
+    if not asked:
+        return algorithm
+    ranges = {name: population.Range(*x) for name, x in asked["ranges"].items()}
+    config = population.Config(**asked["config"])
+    return lambda varied: population.make(
+        lambda own: algorithm({**varied, **own}), ranges, config
+    )

@@ -44,12 +44,16 @@ def episode(run: registry.Run, path: Path, seed: int = 0, which: int = 0) -> Non
         raise ValueError(f"{run.env.name} has no picture")
     if which >= max(1, run.key.size):
         raise ValueError(f"run is {which}, but there are {run.key.size} seeds")
-    state = jax.tree.map(lambda x: x[which], run.state) if run.key.ndim else run.state
+    one = (run.hyperparameters, run.state)
+    if run.key.ndim:
+        one = jax.tree.map(lambda x: x[which], one)
 
-    def trajectory(key: jax.Array, state: object) -> tuple[object, jax.Array]:
-        return rollout.trajectory(key, run.env, run.algorithm.policy(state))
+    def trajectory(
+        key: jax.Array, varied: registry.Floats, state: object
+    ) -> tuple[object, jax.Array]:
+        return rollout.trajectory(key, run.env, run.algorithm(varied).policy(state))
 
-    states, valid = jax.jit(trajectory)(jax.random.key(seed), state)
+    states, valid = jax.jit(trajectory)(jax.random.key(seed), *one)
     times = np.flatnonzero(valid)
     stride = -(-len(times) // MAX_FRAMES)
     shown = np.unique(np.append(times[::stride], times[-1]))  # the end too

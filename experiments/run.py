@@ -21,7 +21,9 @@ from absl import flags
 from experiments import (
     command_flags,
     jax_settings,
+    ledger,
     metrics_log,
+    presets,
     products,
     progress,
     registry,
@@ -37,51 +39,76 @@ def main(argv: Sequence[str]) -> None:
     if values.help:
         print(help_text(values, config))
         return
+    record = record_of(values, config)
     jax_settings.apply(values.precision, values.compilation_cache)
-    names = (*run_folder.IDENTITY, *run_folder.SCHEDULE)
-    record = {name: values[name].value for name in names}
-    record["config"] = command_flags.flat(config)
+    jax_settings.use_cores(len(run_folder.rows(record)))
     run = registry.assemble(record)
-    with run_folder.opened(values.run_dir, record) as folder:
-        if _finished(folder, values.num_steps):
+    with run_folder.opened(values.run_dir, record, values.wait) as folder:
+        book = Path(values.ledger or folder.parent / "ledger.jsonl").expanduser()
+        if run_folder.finished(folder):
             print(f"{folder} is finished; a larger --num_steps extends it")
+            ledger.add(book, ledger.lines(folder))  # in case a kill came in between
             return
         with _stop_signals() as should_stop:
-            result = _train(folder, run, should_stop)
+            result = _train(folder, run, should_stop, book)
         run = run._replace(step=result.step, state=result.state)
         if should_stop():
             run_folder.write_status(folder, "stopped", step=run.step)
             print(f"stopped after step {run.step}; to go on: --run_dir={folder}")
             return
-        progress.note("diagnostics and pictures ...")
-        missing = products.make(folder, run, result.episodes)
+        missing = {}
+        if values.pictures:
+            progress.note("diagnostics and pictures ...")
+            missing = products.make(folder, run, result.episodes)
         run_folder.write_status(folder, "finished", step=run.step, missing=missing)
+        ledger.add(book, ledger.lines(folder))
         print(products.summary(folder))
 
 
-def parse(argv: Sequence[str]) -> tuple[flags.FlagValues, Any]:
-    """The flags, and the Config of the algorithm.  Raises flags.Error, ValueError."""
+def parse(
+    argv: Sequence[str], define: Callable[[flags.FlagValues], None] | None = None
+) -> tuple[flags.FlagValues, Any]:
+    """The flags, and the Config of the algorithm.  Raises flags.Error, ValueError.
+
+    A flag that is not given is that of the run folder, or of the preset asked for.
+    """
+    define = define or define_run
     first = flags.FlagValues()
     define(first)
     command_flags.parse(first, argv, known_only=True)
     values = flags.FlagValues()
     define(values)
-    name, old = first.algorithm, None
+    name, known = first.algorithm, {}
     folder = Path(first.run_dir).expanduser()
     if first.run_dir and (folder / "config.json").exists():
-        old = run_folder.read(folder)
-        for field in (*run_folder.IDENTITY, *run_folder.SCHEDULE):
-            values.set_default(field, old[field])
-        name = name if first["algorithm"].present else old["algorithm"]
+        known = run_folder.read(folder)
+        name = name if first["algorithm"].present else known["algorithm"]
+    elif first.preset:
+        known = presets.record(name, first.env)
+    for field in (*run_folder.IDENTITY, *run_folder.SCHEDULE):
+        if field in known:
+            values.set_default(field, known[field])
     config = registry.module(name).Config()
-    if old and old["algorithm"] == name:
-        config = command_flags.unflat(config, old["config"])
+    if known and known["algorithm"] == name:
+        config = command_flags.unflat(config, known["config"])
     command_flags.define_config(values, config)
     command_flags.parse(values, argv)
     return values, command_flags.read_config(values, config)
 
 
-def define(values: flags.FlagValues) -> None:
+def record_of(values: flags.FlagValues, config: Any) -> dict[str, Any]:
+    """What the flags ask for; what only a sweep says of a run is in its folder."""
+    names = (*run_folder.IDENTITY, *run_folder.SCHEDULE)
+    record = {name: values[name].value for name in names}
+    record["config"] = command_flags.flat(config)
+    folder = Path(values.run_dir).expanduser()
+    if values.run_dir and (folder / "config.json").exists():
+        old = run_folder.read(folder)
+        record |= {name: old[name] for name in run_folder.EXTRAS if name in old}
+    return record
+
+
+def define_run(values: flags.FlagValues) -> None:
     """The flags of a run that do not depend on the algorithm."""
 
     def integer(name: str, default: int, meaning: str, least: int) -> None:
@@ -92,6 +119,13 @@ def define(values: flags.FlagValues) -> None:
 
     string("algorithm", "pets", "method to train")
     string("env", "cartpole_swingup", "environment to train in")
+    flags.DEFINE_boolean(
+        "preset",
+        False,
+        "the hyperparameters that worked for this algorithm and environment",
+        flag_values=values,
+    )
+    integer("episode_length", 0, "steps; 0: the environment's own", 0)
     flags.DEFINE_integer("seed", 0, "of the first run", 0, MAX_SEED, flag_values=values)
     integer("num_seeds", 1, "runs trained together: seed, seed + 1, ...", 1)
     integer("num_steps", 10, "iterations of the algorithm", 1)
@@ -99,6 +133,13 @@ def define(values: flags.FlagValues) -> None:
     integer("eval_episodes", 5, "per evaluation; 0: no evaluation", 0)
     integer("checkpoint_every", 1, "steps between checkpoints", 1)
     string("run_dir", "", "folder of the run; default: a new one in runs/")
+    string("ledger", "", "file of results; default: ledger.jsonl beside the folder")
+    flags.DEFINE_boolean(
+        "pictures", True, "learning curve, diagnostics, episode", flag_values=values
+    )
+    flags.DEFINE_boolean(
+        "wait", False, "for the folder, if another process uses it", flag_values=values
+    )
     flags.DEFINE_enum(
         "precision",
         "fast",
@@ -115,7 +156,7 @@ def define(values: flags.FlagValues) -> None:
 
 def help_text(values: flags.FlagValues, config: Any) -> str:
     common = flags.FlagValues()
-    define(common)
+    define_run(common)
     algorithms = [f"  {name:<15} {registry.title(name)}" for name in registry.names()]
     environments = [*envs.names(), "brax/NAME[/BACKEND]", "gymnasium/ID"]
     own = command_flags.flat(config)
@@ -135,24 +176,20 @@ def help_text(values: flags.FlagValues, config: Any) -> str:
     )
 
 
-def _finished(folder: Path, num_steps: int) -> bool:
-    if not (folder / "status.json").exists():
-        return False
-    status = run_folder.read_json(folder / "status.json")
-    return status.get("status") == "finished" and status.get("step", 0) >= num_steps
-
-
 def _train(
-    folder: Path, run: registry.Run, should_stop: Callable[[], bool]
+    folder: Path, run: registry.Run, should_stop: Callable[[], bool], book: Path
 ) -> train.Result:
     record = run.record
     with (
         progress.shown(record["num_steps"]) as (show, report),
         metrics_log.writer(folder) as write,
     ):
+        compiled = jax_settings.compile_seconds()
 
         def log(step: int, metrics: dict[str, Any]) -> None:
-            write(step, metrics)
+            nonlocal compiled
+            before, compiled = compiled, jax_settings.compile_seconds()
+            write(step, {**metrics, "compile/seconds": compiled - before})
             show(step, metrics)
 
         saved = checkpoints.steps(folder / "checkpoints")
@@ -164,6 +201,7 @@ def _train(
                 run.algorithm,
                 run.env,
                 record["num_steps"],
+                hyperparameters=run.hyperparameters,
                 eval_every=record["eval_every"],
                 eval_episodes=record["eval_episodes"],
                 folder=folder / "checkpoints",
@@ -178,6 +216,7 @@ def _train(
             trace = traceback.format_exc().splitlines()
             with contextlib.suppress(OSError):  # on a full disk
                 run_folder.write_status(folder, "failed", reason=reason, trace=trace)
+                ledger.add(book, ledger.lines(folder))
             raise
 
 

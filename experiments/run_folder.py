@@ -2,7 +2,7 @@
 
     config.json          algorithm, environment, seed, hyperparameters, versions
     status.json          running, stopped, finished or failed, and why
-    metrics.jsonl        one line per step; lists hold one value per seed
+    metrics.jsonl        one line per step; lists hold one value per run
     tensorboard/         the same, averaged over seeds
     checkpoints/         the last few states
     diagnostics.json     the model's errors; .png shows them
@@ -36,6 +36,7 @@ Record = Mapping[str, Any]
 IDENTITY = {
     "algorithm": str,
     "env": str,
+    "episode_length": int,
     "seed": int,
     "num_seeds": int,
     "precision": str,
@@ -46,12 +47,30 @@ SCHEDULE = {
     "eval_episodes": int,
     "checkpoint_every": int,
 }
+EXTRAS = ("varied", "population")  # of a sweep, else absent or empty
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "distrax", "orbax-checkpoint", "brax")
 
 
 def identity(record: Record) -> dict[str, Any]:
     """What makes two runs the same run: all but how long it is and what is watched."""
-    return {**{name: record[name] for name in IDENTITY}, **record["config"]}
+    extras = {name: record[name] for name in EXTRAS if record.get(name)}
+    return {**{name: record[name] for name in IDENTITY}, **extras, **record["config"]}
+
+
+def rows(record: Record) -> list[dict[str, Any]]:
+    """The runs that are trained together: of each its seed and what else is varied.
+
+    `varied` of a record has a list for the seeds, and for each float hyperparameter in
+    which the runs differ; without it they are of `seed`, `seed + 1`, ...
+    """
+    first = record["seed"]
+    varied = record.get("varied") or {
+        "seed": [*range(first, first + record["num_seeds"])]
+    }
+    return [
+        dict(zip(varied, values, strict=True))
+        for values in zip(*varied.values(), strict=True)
+    ]
 
 
 def surroundings() -> dict[str, Any]:
@@ -77,12 +96,12 @@ def surroundings() -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def opened(run_dir: str, record: Record) -> Iterator[Path]:
+def opened(run_dir: str, record: Record, wait: bool = False) -> Iterator[Path]:
     """The folder of a run, new or to be resumed, locked against other processes.
 
     Without a `run_dir` it is a new one, `runs/<algorithm>-<env>-<time>`.  Raises
-    ValueError if the folder holds another run or something else, OSError if it is in
-    use or cannot be written.
+    ValueError if the folder holds another run or something else, OSError if it cannot
+    be written or, unless told to `wait`, is in use.
     """
     folder = Path(run_dir).expanduser() if run_dir else _new_folder(record)
     try:
@@ -92,7 +111,8 @@ def opened(run_dir: str, record: Record) -> Iterator[Path]:
         raise OSError(f"cannot write to {folder}: {error.strerror}") from error
     with lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process
+            # it ends with the process
+            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
             raise OSError(f"{folder} is in use by another process") from error
         if (folder / "config.json").exists():
@@ -100,6 +120,8 @@ def opened(run_dir: str, record: Record) -> Iterator[Path]:
             if wrong := checkpoints.differences(identity(old), identity(record)):
                 raise ValueError(f"{folder} holds another run: {wrong}")
             record = {**old, **{name: record[name] for name in SCHEDULE}}
+            if "started" not in record:  # prepared by a sweep
+                record |= surroundings()
         elif any(not path.name.startswith(".") for path in folder.iterdir()):
             raise ValueError(f"{folder} is not empty and holds no run")
         else:
@@ -140,6 +162,15 @@ def write_json(path: Path, record: Record) -> None:
         os.replace(temporary, path)
     except OSError as error:
         raise OSError(f"cannot write {path}: {error.strerror}") from error
+
+
+def finished(folder: Path) -> bool:
+    """Whether the run is done, with as many steps as its record asks for."""
+    if not (folder / "status.json").exists():
+        return False
+    status = read_json(folder / "status.json")
+    num_steps = read(folder)["num_steps"]
+    return status.get("status") == "finished" and status.get("step", 0) >= num_steps
 
 
 def write_status(folder: Path, status: str, **more: Any) -> None:

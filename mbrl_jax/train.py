@@ -12,6 +12,7 @@ run is vmapped over seeds, and the seeds are sharded over the devices.
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,48 +52,84 @@ def seeds(seed: int, num_seeds: int = 1) -> Key:
     return jax.vmap(jax.random.key)(seed + jnp.arange(num_seeds))
 
 
-def build(key: Key, algorithm: Algorithm, env: Env, eval_episodes: int = 5) -> Loop:
-    """Prepares the run of one key [], or of keys [S] together."""
+def build(
+    key: Key,
+    algorithm: Algorithm | Callable[[PyTree], Algorithm],
+    env: Env,
+    eval_episodes: int = 5,
+    *,
+    hyperparameters: PyTree | None = None,
+    side_by_side: bool | None = None,
+) -> Loop:
+    """Prepares the run of one key [], or of keys [S] together.
+
+    With `hyperparameters`, a pytree of floats with the leading axis of `key`,
+    `algorithm` is a function of one run's.  The runs are sharded over the devices, and
+    each device computes its own side by side (vmap) or one after the other (map).  The
+    default is one after the other on a CPU: side by side is no quicker there, and what
+    a run gives would depend, by rounding, on how many others there are.  Raises
+    ValueError if the environment steps outside jax.
+    """
     if key.ndim and env.host:
         raise ValueError(f"{env.name} steps outside jax: it takes one seed at a time")
+    make: Any = algorithm
+    if hyperparameters is None:
+        make, hyperparameters = lambda nothing: algorithm, ()
 
-    def init(key: Key) -> PyTree:
-        return algorithm.init(jax.random.split(key, 3)[0])
+    def init(varied: PyTree, key: Key, i: Array, state: PyTree) -> PyTree:
+        return make(varied).init(jax.random.split(key, 3)[0])
 
-    def step(key: Key, i: Array, state: PyTree) -> tuple[PyTree, Metrics]:
+    def step(
+        varied: PyTree, key: Key, i: Array, state: PyTree
+    ) -> tuple[PyTree, Metrics]:
         key = jax.random.fold_in(jax.random.split(key, 3)[1], i)
-        state, metrics = algorithm.step(key, state)
+        state, metrics = make(varied).step(key, state)
         return state, {**metrics, "state/non_finite": _num_non_finite(state)}
 
-    def evaluate(key: Key, i: Array, state: PyTree) -> tuple[Metrics, rollout.Episode]:
+    def evaluate(
+        varied: PyTree, key: Key, i: Array, state: PyTree
+    ) -> tuple[Metrics, rollout.Episode]:
         key = jax.random.fold_in(jax.random.split(key, 3)[2], i)
-        return rollout.evaluate(key, env, algorithm.policy(state), eval_episodes)
+        return rollout.evaluate(key, env, make(varied).policy(state), eval_episodes)
 
-    if key.ndim == 0:
-        return Loop(
-            jax.jit(init),
-            jax.jit(step, donate_argnums=2),
-            jax.jit(evaluate),
-            jax.device_put,
-        )
-    batch = _over_devices(len(key))
-    placed = (batch, None, batch)
-    step = jax.vmap(step, in_axes=(0, None, 0))
-    evaluate = jax.vmap(evaluate, in_axes=(0, None, 0))
+    jit: Any = jax.jit
+    place: Any = jax.device_put
+    if key.ndim:
+        jit, place = _over_devices(len(key), side_by_side)
+    start = partial(jit(init), hyperparameters)
     return Loop(
-        jax.jit(jax.vmap(init), in_shardings=batch, out_shardings=batch),
-        jax.jit(step, in_shardings=placed, out_shardings=batch, donate_argnums=2),
-        jax.jit(evaluate, in_shardings=placed, out_shardings=batch),
-        lambda state: jax.device_put(state, batch),
+        lambda key: start(key, 0, ()),
+        partial(jit(step, donate_argnums=3), hyperparameters),
+        partial(jit(evaluate), hyperparameters),
+        place,
     )
+
+
+def memory(loop: Loop, key: Key) -> int:
+    """Bytes that a run of `loop` takes on each device, as its compiler counts them."""
+    state = jax.eval_shape(loop.init, key)
+
+    def needed(function: Any) -> int:
+        compiled = function.func.lower(*function.args, key, 0, state).compile()
+        size = compiled.memory_analysis()
+        return (
+            size.argument_size_in_bytes
+            + size.output_size_in_bytes
+            - size.alias_size_in_bytes
+            + size.temp_size_in_bytes
+        )
+
+    return max(needed(loop.step), needed(loop.evaluate))
 
 
 def run(
     key: Key,
-    algorithm: Algorithm,
+    algorithm: Algorithm | Callable[[PyTree], Algorithm],
     env: Env,
     num_steps: int,
     *,
+    hyperparameters: PyTree | None = None,
+    side_by_side: bool | None = None,
     eval_every: int = 0,
     eval_episodes: int = 5,
     folder: Path | None = None,
@@ -114,7 +151,14 @@ def run(
     states of all seeds hold non-finite values.
     """
     config = dict(config or {})
-    loop = build(key, algorithm, env, eval_episodes)
+    loop = build(
+        key,
+        algorithm,
+        env,
+        eval_episodes,
+        hyperparameters=hyperparameters,
+        side_by_side=side_by_side,
+    )
     saved = restore(key, loop, folder, config, report) if folder else None
     if folder:
         checkpoints.prepare(folder, jax.eval_shape(loop.init, key), keep)
@@ -167,13 +211,52 @@ def restore(
     return step, loop.place(tree["state"])
 
 
-def _over_devices(num_seeds: int) -> NamedSharding:
-    """Shards a leading axis of seeds over as many devices as divide it."""
-    devices = jax.devices()
-    count = max(n for n in range(1, len(devices) + 1) if num_seeds % n == 0)
-    return NamedSharding(
-        Mesh(np.asarray(devices[:count]), "seed"), PartitionSpec("seed")
-    )
+def _over_devices(
+    num_runs: int, side_by_side: bool | None
+) -> tuple[Callable[..., Any], Callable[[PyTree], PyTree]]:
+    """`jax.jit` for functions (varied, key, i, state) of one run, and `Loop.place`.
+
+    What is jitted takes and returns a leading axis of runs, but for i, sharded over the
+    devices.  Where these do not divide the runs, copies of the last run fill up, and
+    every device keeps all states.
+    """
+    devices = jax.local_devices()[:num_runs]
+    if side_by_side is None:
+        side_by_side = devices[0].platform != "cpu"
+    each: Any = jax.vmap if side_by_side else lambda one: partial(jax.lax.map, one)
+    num_missing = -num_runs % len(devices)
+    mesh, runs = Mesh(np.asarray(devices), "run"), PartitionSpec("run")
+    where = NamedSharding(mesh, PartitionSpec() if num_missing else runs)
+
+    def fill(x: Array) -> Array:
+        return jnp.concatenate([x, jnp.repeat(x[-1:], num_missing, axis=0)])
+
+    def jit(function: Callable[..., PyTree], **options: Any) -> Callable[..., PyTree]:
+        def on_device(varied: PyTree, key: Key, i: Array, state: PyTree) -> PyTree:
+            one = lambda x: function(x[0], x[1], i, x[2])
+            return each(one)((varied, key, state))
+
+        sharded = jax.shard_map(
+            on_device,
+            mesh=mesh,
+            in_specs=(runs, runs, PartitionSpec(), runs),
+            out_specs=runs,
+            check_vma=False,  # nothing goes from one device to another
+        )
+
+        def filled(varied: PyTree, key: Key, i: Array, state: PyTree) -> PyTree:
+            varied, key, state = jax.tree.map(fill, (varied, key, state))
+            results = sharded(varied, key, i, state)
+            return jax.tree.map(lambda x: x[:num_runs], results)
+
+        return jax.jit(
+            filled if num_missing else sharded,
+            in_shardings=(where, where, None, where),
+            out_shardings=where,
+            **options,
+        )
+
+    return jit, lambda state: jax.device_put(state, where)
 
 
 def _num_non_finite(tree: PyTree) -> Array:

@@ -25,7 +25,7 @@ FLOORS = (  # a file or folder imports from the lines above its own only
     {"models", "planners", "gradients", "learners"},
     {"rollout", "imagine"},
     {"diagnostics"},
-    {"algorithms"},
+    {"algorithms", "population"},
     {"checkpoints"},
     {"train"},
     {"experiments"},

@@ -161,7 +161,7 @@ def test_step_compiles_once_also_after_a_restore(tmp_path: Path) -> None:
         _, saved = checkpoints.restore(tmp_path / str(key.ndim), state, {}, unexpected)
         for i in range(3):
             saved, _ = loop.step(key, i, loop.place(saved))
-        assert loop.step._cache_size() == 1
+        assert loop.step.func._cache_size() == 1
 
 
 def test_seeds_together_equal_seeds_alone() -> None:
@@ -347,15 +347,17 @@ sys.path.insert(0, {folder!r})
 import jax, numpy as np
 import train_test as t
 assert len(jax.devices()) == 4
-result = t.go(3, t.train.seeds(0, 8))
-assert len(result.state.weights.sharding.device_set) == 4
-assert t.train.build(t.train.seeds(0, 6), t.toy(), t.toy_env(), 1).init(
-    t.train.seeds(0, 6)).weights.sharding.num_devices == 3
-print(np.asarray(result.state.weights).tolist())
+for num_seeds in (8, 6, 3):
+    result = t.go(3, t.train.seeds(0, num_seeds), eval_episodes=5)
+    devices = result.state.weights.sharding.device_set
+    assert len(devices) == min(4, num_seeds)
+    assert result.episodes.valid.shape[0] == num_seeds
+    print(np.asarray(result.state.weights).tolist())
 """
 
 
-def test_seeds_shard_over_devices_with_the_same_numbers(tmp_path: Path) -> None:
+def test_seeds_shard_over_devices_with_the_same_numbers() -> None:
+    """Also where the devices do not divide the seeds, or are more."""
     code = SHARDED.format(folder=str(Path(__file__).parent))
     output = subprocess.run(
         [sys.executable, "-c", code],
@@ -370,4 +372,53 @@ def test_seeds_shard_over_devices_with_the_same_numbers(tmp_path: Path) -> None:
     )
     assert output.returncode == 0, output.stderr
     expected = go(3, train.seeds(0, 8)).state.weights
-    np.testing.assert_allclose(json.loads(output.stdout), expected, rtol=1e-6)
+    for line, num_seeds in zip(output.stdout.splitlines(), (8, 6, 3), strict=True):
+        found = json.loads(line)
+        np.testing.assert_allclose(found, expected[:num_seeds], rtol=1e-6)
+
+
+def test_side_by_side_or_one_after_the_other_does_not_change_the_numbers() -> None:
+    key = train.seeds(0, 5)
+    found, expected = (
+        go(3, key, side_by_side=choice, eval_episodes=2) for choice in (True, False)
+    )
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(
+            np.float64(x), np.float64(y), rtol=1e-5, atol=1e-6
+        ),
+        (plain(found.state), found.episodes),
+        (plain(expected.state), expected.episodes),
+    )
+
+
+@pytest.mark.parametrize("side_by_side", [False, True])
+def test_every_run_has_its_own_hyperparameters(
+    side_by_side: bool, tmp_path: Path
+) -> None:
+    rates = {"rate": np.array([0.1, 0.5, 0.9], np.float32)}
+
+    def make(varied: dict[str, jax.Array]) -> Algorithm:
+        return toy(lambda i, x: varied["rate"] * x)
+
+    key = train.seeds(0, 3)
+    together = go(4, key, make, hyperparameters=rates, side_by_side=side_by_side)
+    for i, rate in enumerate(rates["rate"]):
+        alone = go(4, key[i], make, hyperparameters={"rate": rate})
+        fixed = go(4, key[i], toy(lambda i, x, rate=rate: rate * x))
+        for other in (alone, fixed):
+            np.testing.assert_allclose(
+                together.state.weights[i], other.state.weights, rtol=1e-6
+            )
+    go(2, key, make, hyperparameters=rates, folder=tmp_path)
+    resumed = go(4, key, make, hyperparameters=rates, folder=tmp_path)
+    np.testing.assert_allclose(resumed.state.weights, together.state.weights, rtol=1e-6)
+
+
+def test_memory_is_that_of_the_states_at_least() -> None:
+    def needed(num_seeds: int) -> int:
+        key = train.seeds(0, num_seeds)
+        return train.memory(train.build(key, toy(), toy_env()), key)
+
+    state = sum(x.nbytes for x in jax.tree.leaves(plain(toy().init(KEY))))
+    assert 64 * state <= needed(64) <= 64 * 20 * state + 100_000
+    assert needed(64) - needed(32) >= 32 * state

@@ -36,7 +36,9 @@ def test_other_episodes_can_be_asked_for(finished: Path) -> None:
 
 def test_the_table_has_a_row_per_seed_and_their_mean() -> None:
     metrics = {name: np.array([1.0, 2.0]) + i for i, name in enumerate(NAMES)}
-    _, first, second, mean = evaluate.table(metrics, 5).splitlines()
+    _, first, second, mean = evaluate.table(
+        metrics, [{"seed": 5}, {"seed": 6}]
+    ).splitlines()
     assert first.split() == ["5", "1", "2", "3", "4", "5"]
     assert second.split() == ["6", "2", "3", "4", "5", "6"]
     assert mean.split() == ["mean", "1.5", "2.5", "3.5", "4.5", "5.5"]

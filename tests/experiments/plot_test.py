@@ -16,7 +16,7 @@ def make_run(folder: Path, num_seeds: int) -> Path:
     """A run folder without a run."""
     folder.mkdir()
     record = {"algorithm": "pets", "env": "pendulum", "num_seeds": num_seeds}
-    record |= {"seed": 0, "precision": "fast", "config": {}}
+    record |= {"seed": 0, "precision": "fast", "episode_length": 0, "config": {}}
     record |= dict.fromkeys(run_folder.SCHEDULE, 1)
     (folder / "config.json").write_text(json.dumps(record))
     rng = np.random.default_rng(num_seeds)

@@ -33,11 +33,9 @@ def test_a_finished_run_is_made_again(whole: Path) -> None:
     assert run.step == 4
     assert run.env.name == "point_mass"
     assert int(run.state.env_steps) == 4 * run.env.episode_length
-    action, _ = run.algorithm.policy(run.state).act(
-        jax.random.key(0),
-        jnp.zeros(run.env.obs_size),
-        run.algorithm.policy(run.state).init(),
-    )
+    policy = run.algorithm(run.hyperparameters).policy(run.state)
+    obs = jnp.zeros(run.env.obs_size)
+    action, _ = policy.act(jax.random.key(0), obs, policy.init())
     assert action.shape == (run.env.action_size,)
 
 

@@ -13,6 +13,7 @@ from experiments import run_folder
 RECORD: dict[str, Any] = {
     "algorithm": "pets",
     "env": "brax/ant",
+    "episode_length": 0,
     "seed": 0,
     "num_seeds": 1,
     "precision": "fast",

@@ -44,7 +44,11 @@ def digest(folder: Path, step: int) -> str:
 
 def deterministic(folder: Path) -> list[dict[str, Any]]:
     return [
-        {name: x for name, x in line.items() if not name.startswith("time/")}
+        {
+            name: x
+            for name, x in line.items()
+            if not name.startswith(("time/", "compile/"))
+        }
         for line in metrics_log.read(folder)
     ]
 

@@ -1,0 +1,62 @@
+"""Presets: for an algorithm and an environment, the settings that worked.
+
+A file each, `presets/<algorithm>/<environment>.json`, with - for / in the name:
+
+    settings    of the run and hyperparameters, named as flags; the rest is at default
+    chosen_on   the seeds that they were chosen on
+    criterion   what a run has to reach: `at_least` of a `measure`, and `why`
+    reached     what other seeds reached, written by `experiments.report --presets`
+"""
+
+from pathlib import Path
+from typing import Any
+
+from experiments import command_flags, registry, run_folder
+
+FOLDER = Path(__file__).parent / "presets"
+Preset = dict[str, Any]
+
+
+def names() -> list[tuple[str, str]]:
+    """The pairs of algorithm and environment that have one."""
+    return sorted(
+        (preset["algorithm"], preset["env"])
+        for preset in map(run_folder.read_json, FOLDER.glob("*/*.json"))
+    )
+
+
+def path(algorithm: str, env: str) -> Path:
+    return FOLDER / algorithm / f"{env.replace('/', '-')}.json"
+
+
+def load(algorithm: str, env: str) -> Preset:
+    """The preset.  Raises ValueError, naming those that there are, if there is none."""
+    file = path(algorithm, env)
+    if not file.exists():
+        known = ", ".join(own for name, own in names() if name == algorithm)
+        raise ValueError(
+            f"there is no preset of {algorithm} for {env}; "
+            + (f"there are some for: {known}" if known else "there are none of it")
+        )
+    return run_folder.read_json(file)
+
+
+def record(algorithm: str, env: str) -> dict[str, Any]:
+    """The settings as in a run's record: complete as far as the algorithm goes."""
+    settings = load(algorithm, env)["settings"]
+    config = command_flags.flat(registry.module(algorithm).Config())
+    of_run = {name: x for name, x in settings.items() if name not in config}
+    own = {name: x for name, x in settings.items() if name in config}
+    return {"algorithm": algorithm, "env": env, **of_run, "config": {**config, **own}}
+
+
+def passed(preset: Preset, line: dict[str, Any]) -> bool:
+    """Whether a run, a line of the ledger, reached the criterion of its preset."""
+    criterion = preset["criterion"]
+    returns = line["curves"]["episode/return"]["return"]
+    measures = {
+        "return": lambda: line["return"],
+        "best episode": lambda: max(returns),
+        "worst of the last 3 episodes": lambda: min(returns[-3:]),
+    }
+    return measures[criterion["measure"]]() >= criterion["at_least"]

@@ -1,0 +1,115 @@
+"""Makes an HTML report of the runs in ledgers, or the README's table of results.
+
+    python -m experiments.report --ledger=FILE_OR_FOLDER[,...] --output=report.html
+    python -m experiments.report --ledger=FILE_OR_FOLDER[,...] --readme=README.md
+
+The report is one file, without scripts and without a need for the network.  The table
+goes between the lines `<!-- results -->` and `<!-- end -->`.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from experiments import command_flags, report_page, results
+from experiments.report_text import NOTHING, count, interval, number, span
+from experiments.results import Row
+
+BEGIN, END = "<!-- results -->\n", "<!-- end -->"
+COLUMNS = (
+    "algorithm",
+    "environment",
+    "env steps",
+    "seeds",
+    "return: IQM [95 % interval]",
+    "random",
+    "reference",
+)
+
+
+def main(argv: Sequence[str]) -> None:
+    values = flags.FlagValues()
+
+    def string(name: str, default: str, meaning: str) -> None:
+        flags.DEFINE_string(name, default, meaning, flag_values=values)
+
+    meaning = "files, or folders with a ledger.jsonl"
+    flags.DEFINE_list("ledger", None, meaning, flag_values=values)
+    string("output", "report.html", "the report")
+    string("references", "", "file of random and best returns; default: the project's")
+    string("readme", "", "file whose table of results to rewrite; then no report")
+    meaning = "normalised return of the time to threshold"
+    flags.DEFINE_float("threshold", report_page.THRESHOLD, meaning, flag_values=values)
+    if command_flags.parse_or_help(values, argv, __doc__, required="ledger"):
+        return
+    lines = results.read_ledgers(Path(name).expanduser() for name in values.ledger)
+    references = results.read_references(
+        Path(values.references).expanduser() if values.references else None
+    )
+    if values.readme:
+        path = Path(values.readme).expanduser()
+        text = with_table(_read(path), table(results.rows(lines, references)))
+    else:
+        path = Path(values.output).expanduser()
+        text = report_page.html(lines, references, values.threshold)
+    _write(path, text)
+    print(f"{path}: {count(len(lines), 'run')}")
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Markdown, a row each.  Raises ValueError if there is none."""
+    if not rows:
+        raise ValueError("no run has finished: there is nothing to tabulate")
+    lines = [COLUMNS, ["---"] * len(COLUMNS), *map(cells, rows)]
+    return "".join(f"| {' | '.join(map(_plain, x))} |\n" for x in lines)
+
+
+def cells(row: Row) -> list[str]:
+    """Those of COLUMNS."""
+    reference = row.reference
+    best = reference.best if reference else None
+    lost = f" + {row.num_lost} failed" if row.num_lost else ""
+    return [
+        row.method,
+        row.env,
+        span([line.get("env_steps") for line in row.lines]),
+        f"{len(row.lines)}{lost}",
+        interval(row.iqm),
+        number(reference.random) if reference else NOTHING,
+        NOTHING if best is None else number(best),
+    ]
+
+
+def _plain(text: str) -> str:
+    """What would end a cell of a Markdown table, or be HTML in it, made harmless."""
+    for sign, code in (("&", "&amp;"), ("<", "&lt;"), ("|", "\\|")):
+        text = text.replace(sign, code)
+    return " ".join(text.split())
+
+
+def with_table(text: str, table: str) -> str:
+    """`text` with the table between its marks.  Raises ValueError without marks."""
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not end:
+        raise ValueError(f"there is no {BEGIN.strip()} with an {END} behind it")
+    return before + begin + table + end + after
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError as error:
+        raise OSError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text)
+    except OSError as error:
+        raise OSError(f"cannot write {path}: {error.strerror}") from error
+
+
+if __name__ == "__main__":
+    command_flags.command(main)
