@@ -52,7 +52,7 @@ def _run(algorithm: str, env: str) -> None:
     folder = SWEEPS / algorithm / presets.path(algorithm, env).stem
     command = [sys.executable, "-m", "experiments.sweep", "--preset"]
     command += [f"--algorithm={algorithm}", f"--env={env}", f"--sweep_dir={folder}"]
-    command += [f"--seed={FIRST_SEED}", f"--num_seeds={NUM_SEEDS}"]
+    command += [f"--seed={FIRST_SEED}", f"--num_seeds={NUM_SEEDS}", "--eval_every=0"]
     subprocess.run(command, cwd=ROOT, check=True)
     lines = ledger.read(folder / "ledger.jsonl")
     for line in lines:

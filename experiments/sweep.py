@@ -156,7 +156,7 @@ def programs_of(
         ]
     if values.search == "pbt":
         base = {**base, "population": _population(values, tried)}
-    elif len(points) * values.num_seeds == 1:
+    elif not (grid or tried) and values.num_seeds == 1:
         raise ValueError("nothing to sweep: give --grid, --sample or --num_seeds")
     seeds = range(values.seed, values.seed + values.num_seeds)
     runs = [{"seed": seed, **point} for point in points for seed in seeds]

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mbrl_jax.ops import sharding
 from mbrl_jax.types import (
     Array,
     Env,
@@ -59,7 +60,7 @@ def evaluate(
         return episode(key, env, policy)
 
     keys = jax.random.split(key, num_episodes)
-    episodes = jax.lax.map(one, keys) if env.host else jax.vmap(one)(keys)
+    episodes = jax.lax.map(one, keys) if env.host else sharding.vmap(one)(keys)
     returns = episodes.transitions.reward.sum(axis=-1)  # invalid rewards are 0
     metrics = {
         "eval/return_mean": returns.mean(),

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from mbrl_jax.ops import elites, finite
+from mbrl_jax.ops import elites, finite, sharding
 from mbrl_jax.types import Array, Key, Metrics, Objective, Plan
 
 
@@ -36,7 +36,7 @@ def cem(
             key, -2.0, 2.0, (num_samples, *mean.shape), mean.dtype
         )
         samples = mean[None] + std[None] * noise  # [N, H, A]
-        returns = finite.losing(jax.vmap(objective)(samples))  # [N]
+        returns = finite.losing(sharding.vmap(objective)(samples))  # [N]
         elite, elite_returns = elites.best(samples, returns, num_elites)
         return elites.refit(mean, var, elite, elite_returns, momentum), elite_returns
 

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from mbrl_jax.ops import elites, finite
+from mbrl_jax.ops import elites, finite, sharding
 from mbrl_jax.ops.noise import coloured_noise
 from mbrl_jax.types import Array, Key, Metrics, Objective, Plan
 
@@ -41,7 +41,7 @@ def icem(
         if i == num_iterations - 1:
             extra.append(mean[None])
         samples = jnp.concatenate(extra)  # [N + K, H, A]
-        returns = finite.losing(jax.vmap(objective)(samples))
+        returns = finite.losing(sharding.vmap(objective)(samples))
         elite, elite_returns = elites.best(samples, returns, num_elites)
         kept = elite[:num_kept]
         mean, var = elites.refit(mean, var, elite, elite_returns, momentum)

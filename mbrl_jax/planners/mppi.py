@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from mbrl_jax.ops import finite
+from mbrl_jax.ops import finite, sharding
 from mbrl_jax.types import Array, Key, Metrics, Objective, Plan
 
 
@@ -28,7 +28,7 @@ def mppi(
         noise = jax.random.normal(key, (num_samples, *mean.shape), mean.dtype)
         samples = mean[None] + plan.std[None] * noise
         samples = jnp.clip(samples, -action_limit, action_limit)  # [N, H, A]
-        returns = finite.losing(jax.vmap(objective)(samples))  # [N]
+        returns = finite.losing(sharding.vmap(objective)(samples))  # [N]
         good = jnp.isfinite(returns)
         best = jnp.where(good.any(), returns.max(), 0.0)
         spread = jnp.std(returns, where=good) + 1e-8

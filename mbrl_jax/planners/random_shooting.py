@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from mbrl_jax.ops import finite
+from mbrl_jax.ops import finite, sharding
 from mbrl_jax.types import Array, Key, Metrics, Objective, Plan
 
 
@@ -26,7 +26,7 @@ def random_shooting(
         -action_limit,
         action_limit,
     )
-    returns = finite.losing(jax.vmap(objective)(samples))  # [N]
+    returns = finite.losing(sharding.vmap(objective)(samples))  # [N]
     best: Array = samples[jnp.argmax(returns)]
     metrics = {"plan/return": returns.max()}
     return plan._replace(mean=best, actions=best), metrics
