@@ -1,13 +1,17 @@
 """What a step of PETS costs with several seeds in one program, next to one seed.
 
-Default networks and planner, short episodes, and a fixed number of epochs, so that
-every seed does the same work.
+`measure`: default networks and planner, short episodes, and a fixed number of epochs,
+so that every seed does the same work.  `main_job`: the default main job as it is, its
+first step at random and its second one planned.  `sharded`: whether its numbers are the
+same on several devices.
 """
 
 import jax
+import numpy as np
 
 from benchmarks import timing
 from benchmarks.timing import Call, Row
+from experiments import jax_settings
 from mbrl_jax import envs, simulator, train
 from mbrl_jax.algorithms import pets
 from mbrl_jax.models import ensemble
@@ -49,3 +53,44 @@ def second_step(algorithm: Algorithm, env: Env, num_seeds: int) -> Call:
         return metrics["env_steps"]
 
     return step
+
+
+def main_job(num_seeds: int) -> list[Row]:
+    """A core of a CPU is a device here; each computes one seed after the other."""
+    jax_settings.use_cores(num_seeds)
+    jax.config.update("jax_enable_compilation_cache", False)
+    env = envs.make("cartpole_swingup")
+    key = train.seeds(0, num_seeds)
+    loop = train.build(key, pets.make(env), env)
+    state, before = loop.init(key), jax_settings.compile_seconds()
+    state, _ = jax.block_until_ready(loop.step(key, 0, state))
+    compiling = jax_settings.compile_seconds() - before
+    seconds, wall = timing.time_calls(lambda: loop.step(key, 1, state))
+    case = f"main job, {num_seeds} seed{'s' * (num_seeds > 1)}"
+    unit = f"{timing.seconds_unit()} per seed and planned step"
+    figures = [
+        (seconds / num_seeds, unit),
+        (wall / num_seeds, "s on the wall per seed and planned step"),
+        (compiling, "s to compile the step"),
+        (timing.peak_memory(), "MB at most"),
+        (train.memory(loop, key) / 1e6, "MB per device by the compiler's account"),
+    ]
+    return [Row("sweep", case, figure, unit) for figure, unit in figures]
+
+
+def sharded(num_devices: int = 4, num_seeds: int = 8, num_steps: int = 3) -> list[Row]:
+    """The default main job on forced devices of a CPU, and on one of them."""
+    jax.config.update("jax_num_cpu_devices", num_devices)  # before there are any
+    env = envs.make("cartpole_swingup")
+    key = train.seeds(0, num_seeds)
+    returns = []
+    for devices in (jax.devices()[:num_devices], jax.devices()[:1]):
+        loop = train.build(key, pets.make(env), env, devices=devices)
+        state = loop.init(key)
+        for i in range(num_steps):
+            state, metrics = loop.step(key, i, state)
+        returns.append(np.asarray(metrics["episode/return"]))
+    case = f"{num_seeds} seeds, {len(jax.devices())} devices and one"
+    difference = float(np.abs(returns[0] / returns[1] - 1).max())
+    unit = f"largest relative difference of returns, step {num_steps}"
+    return [Row("sweep", case, difference, unit)]

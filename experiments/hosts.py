@@ -11,7 +11,6 @@ waited for together.
 """
 
 import contextlib
-import traceback
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -78,9 +77,6 @@ def execute(host: Host, jobs: Sequence[launchers.Job]) -> None:
             contextlib.redirect_stdout(log),
             contextlib.redirect_stderr(log),
         ):
-            try:
-                launchers.execute(job)
-            except Exception:  # the others go on; the folder says why
-                traceback.print_exc()
-        said = launchers.outcome(job) or "stopped"
+            reason = launchers.execute(job)
+        said = launchers.outcome(job) or reason or "stopped"
         progress.report(f"host {host.number}, {job.folder.name}: {said}")

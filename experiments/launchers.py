@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -67,11 +68,19 @@ def arguments(job: Job) -> list[str]:
     ]
 
 
-def execute(job: Job) -> None:
-    """Runs a job in this process.  Raises what `experiments.run` raises."""
+def execute(job: Job) -> str:
+    """Runs a job in this process, and prints as that does.
+
+    Returns why it failed, in a line; else nothing.
+    """
     from experiments import run
 
-    run.main(["run", *arguments(job)])
+    try:
+        run.main(["run", *arguments(job)])
+    except Exception as error:  # the other jobs go on
+        traceback.print_exc()
+        return " ".join(str(error).split()) or type(error).__name__
+    return ""
 
 
 def local(

@@ -147,7 +147,7 @@ def line(
             name: x for name, x in about["config"].items() if x != default[name]
         },
         **{name: about[name] for name in ("population",) if name in about},
-        "config_digest": digest(about),
+        "config_digest": config_digest(record, row),
         **_results(steps),
         "wall_seconds": sum(step.get(name, 0.0) for step in steps for name in clocks),
         "compile_seconds": sum(step.get("compile/seconds", 0.0) for step in steps),
@@ -163,6 +163,11 @@ def run_id(record: run_folder.Record, row: Mapping[str, Any]) -> str:
     """Digest of what makes a run the same, with whatever others and however long."""
     about, seed = _about(record, row)
     return digest({**about, "seed": seed})
+
+
+def config_digest(record: run_folder.Record, row: Mapping[str, Any]) -> str:
+    """Digest of what a run is about: the same for all its seeds."""
+    return digest(_about(record, row)[0])
 
 
 def _about(

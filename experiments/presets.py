@@ -5,13 +5,15 @@ A file each, `presets/<algorithm>/<environment>.json`, with - for / in the name:
     settings    of the run and hyperparameters, named as flags; the rest is at default
     chosen_on   the seeds that they were chosen on
     criterion   what a run has to reach: `at_least` of a `measure`, and `why`
-    reached     what other seeds reached, written by `experiments.report --presets`
+
+What they reached on other seeds is in the ledger, and in docs/presets.md.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from experiments import command_flags, registry, run_folder
+from experiments import command_flags, ledger, registry, run_folder
 
 FOLDER = Path(__file__).parent / "presets"
 Preset = dict[str, Any]
@@ -50,8 +52,21 @@ def record(algorithm: str, env: str) -> dict[str, Any]:
     return {"algorithm": algorithm, "env": env, **of_run, "config": {**config, **own}}
 
 
-def passed(preset: Preset, line: dict[str, Any]) -> bool:
-    """Whether a run, a line of the ledger, reached the criterion of its preset."""
+def found(algorithm: str, env: str, lines: Iterable[ledger.Line]) -> list[ledger.Line]:
+    """The runs with these settings that are finished."""
+    asked = {"episode_length": 0, "precision": "fast", **record(algorithm, env)}
+    digest = ledger.config_digest(asked, {"seed": 0})
+    return [
+        line
+        for line in lines
+        if line["config_digest"] == digest
+        and line["num_steps"] == asked["num_steps"]
+        and line["status"] == "finished"
+    ]
+
+
+def passes(preset: Preset, line: ledger.Line) -> bool:
+    """Whether a run reached the criterion of its preset."""
     criterion = preset["criterion"]
     returns = line["curves"]["episode/return"]["return"]
     measures = {
@@ -60,3 +75,9 @@ def passed(preset: Preset, line: dict[str, Any]) -> bool:
         "worst of the last 3 episodes": lambda: min(returns[-3:]),
     }
     return measures[criterion["measure"]]() >= criterion["at_least"]
+
+
+def criterion(preset: Preset) -> str:
+    """The criterion in words."""
+    said = preset["criterion"]
+    return f"{said['measure']} at least {said['at_least']:g}: {said['why']}"

@@ -2,6 +2,7 @@
 
     python -m experiments.report --ledger=FILE_OR_FOLDER[,...] --output=report.html
     python -m experiments.report --ledger=FILE_OR_FOLDER[,...] --readme=README.md
+    python -m experiments.report --ledger=FILE_OR_FOLDER[,...] --presets=presets.md
 
 The report is one file, without scripts and without a need for the network.  The table
 goes between the lines `<!-- results -->` and `<!-- end -->`.
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import command_flags, report_page, results
+from experiments import command_flags, preset_page, presets, report_page, results
 from experiments.report_text import NOTHING, count, interval, number, span
 from experiments.results import Row
 
@@ -24,7 +25,8 @@ COLUMNS = (
     "seeds",
     "return: IQM [95 % interval]",
     "random",
-    "reference",
+    "best",
+    "passed",
 )
 
 
@@ -39,6 +41,7 @@ def main(argv: Sequence[str]) -> None:
     string("output", "report.html", "the report")
     string("references", "", "file of random and best returns; default: the project's")
     string("readme", "", "file whose table of results to rewrite; then no report")
+    string("presets", "", "file for the page of presets; then no report")
     meaning = "normalised return of the time to threshold"
     flags.DEFINE_float("threshold", report_page.THRESHOLD, meaning, flag_values=values)
     if command_flags.parse_or_help(values, argv, __doc__, required="ledger"):
@@ -50,6 +53,9 @@ def main(argv: Sequence[str]) -> None:
     if values.readme:
         path = Path(values.readme).expanduser()
         text = with_table(_read(path), table(results.rows(lines, references)))
+    elif values.presets:
+        path = Path(values.presets).expanduser()
+        text = preset_page.markdown(lines)
     else:
         path = Path(values.output).expanduser()
         text = report_page.html(lines, references, values.threshold)
@@ -78,7 +84,18 @@ def cells(row: Row) -> list[str]:
         interval(row.iqm),
         number(reference.random) if reference else NOTHING,
         NOTHING if best is None else number(best),
+        _passed(row),
     ]
+
+
+def _passed(row: Row) -> str:
+    """How many runs reached the criterion of their preset, if they are of one."""
+    pair = (row.lines[0]["algorithm"], row.env)
+    found = presets.found(*pair, row.lines) if pair in presets.names() else []
+    if not found:
+        return NOTHING
+    num = sum(presets.passes(presets.load(*pair), line) for line in found)
+    return f"{num} of {len(found)}"
 
 
 def _plain(text: str) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import jax
 from absl import flags
 
 from experiments import (
@@ -30,8 +31,10 @@ from experiments import (
     run_folder,
 )
 from mbrl_jax import checkpoints, envs, train
+from mbrl_jax.ops import sharding
 
 MAX_SEED = 2**31 - 1
+MANY = 1024  # cores that a machine might have
 
 
 def main(argv: Sequence[str]) -> None:
@@ -41,9 +44,15 @@ def main(argv: Sequence[str]) -> None:
         return
     record = record_of(values, config)
     jax_settings.apply(values.precision, values.compilation_cache)
-    jax_settings.use_cores(len(run_folder.rows(record)))
+    num_runs = len(run_folder.rows(record))
+    if values.shard and num_runs > 1:
+        raise flags.Error("--shard is for one run: several share the devices anyway")
+    jax_settings.use_cores(MANY if values.shard else num_runs)
     run = registry.assemble(record)
-    with run_folder.opened(values.run_dir, record, values.wait) as folder:
+    with (
+        run_folder.opened(values.run_dir, record, values.wait) as folder,
+        jax.set_mesh(sharding.mesh()) if values.shard else contextlib.nullcontext(),
+    ):
         book = Path(values.ledger or folder.parent / "ledger.jsonl").expanduser()
         if run_folder.finished(folder):
             print(f"{folder} is finished; a larger --num_steps extends it")
@@ -134,6 +143,9 @@ def define_run(values: flags.FlagValues) -> None:
     integer("checkpoint_every", 1, "steps between checkpoints", 1)
     string("run_dir", "", "folder of the run; default: a new one in runs/")
     string("ledger", "", "file of results; default: ledger.jsonl beside the folder")
+    flags.DEFINE_boolean(
+        "shard", False, "share one run among all devices", flag_values=values
+    )
     flags.DEFINE_boolean(
         "pictures", True, "learning curve, diagnostics, episode", flag_values=values
     )

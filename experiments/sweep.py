@@ -103,7 +103,9 @@ def define_sweep(values: flags.FlagValues) -> None:
     flags.DEFINE_boolean("plan_only", False, "print the plan", flag_values=values)
     string("ray_address", "", "of a cluster; default: a Ray of its own, on loopback")
     flags.DEFINE_float("num_cpus", 1, "per task of Ray", 0, flag_values=values)
-    flags.DEFINE_float("num_gpus", 0, "per task of Ray", 0, flag_values=values)
+    flags.DEFINE_float(
+        "num_gpus", 0, "per task of Ray; 0 may hide them", 0, flag_values=values
+    )
     several("slurm", "NAME=VALUE: a parameter of submitit, as timeout_min=60")
     string("cluster", "", "of submitit; local: without Slurm")
 
@@ -229,7 +231,9 @@ def _programs(
 def _launch(jobs: list[launchers.Job], values: flags.FlagValues) -> None:
     """Runs jobs, again and again those that die and do not say why."""
     options = {name: values[name].value for name in launchers.OPTIONS}
-    for attempt in range(values.max_retries + 1):
+    # Ray tries again by itself
+    retries = 0 if values.launcher == "ray" else values.max_retries
+    for attempt in range(retries + 1):
         if attempt:
             progress.report(f"again: {len(jobs)} whose process died")
         died = []

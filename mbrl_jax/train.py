@@ -5,13 +5,13 @@
         state, metrics = step(key, i, state)
 
 What is random in iteration i depends on the run's key and on i only, so a run that was
-interrupted and resumed ends where an uninterrupted one ends.  With keys [S] the whole
-run is vmapped over seeds, and the seeds are sharded over the devices.
+interrupted and resumed ends where an uninterrupted one ends.  With keys [S], and float
+hyperparameters [S], many runs are one program, sharded over the devices.
 """
 
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -60,15 +60,16 @@ def build(
     *,
     hyperparameters: PyTree | None = None,
     side_by_side: bool | None = None,
+    devices: Sequence[jax.Device] = (),
 ) -> Loop:
     """Prepares the run of one key [], or of keys [S] together.
 
     With `hyperparameters`, a pytree of floats with the leading axis of `key`,
-    `algorithm` is a function of one run's.  The runs are sharded over the devices, and
-    each device computes its own side by side (vmap) or one after the other (map).  The
-    default is one after the other on a CPU: side by side is no quicker there, and what
-    a run gives would depend, by rounding, on how many others there are.  Raises
-    ValueError if the environment steps outside jax.
+    `algorithm` is a function of one run's.  The runs are sharded over the `devices`, by
+    default all of this process.  Each device computes its own side by side (vmap) or
+    one after the other (map); the default is the latter on a CPU, where side by side
+    is no quicker, and what a run gives would depend, by rounding, on how many others
+    there are.  Raises ValueError if the environment steps outside jax.
     """
     if key.ndim and env.host:
         raise ValueError(f"{env.name} steps outside jax: it takes one seed at a time")
@@ -95,7 +96,9 @@ def build(
     jit: Any = jax.jit
     place: Any = jax.device_put
     if key.ndim:
-        jit, place = _over_devices(len(key), side_by_side)
+        jit, place = _over_devices(
+            len(key), side_by_side, devices or jax.local_devices()
+        )
     start = partial(jit(init), hyperparameters)
     return Loop(
         lambda key: start(key, 0, ()),
@@ -212,7 +215,7 @@ def restore(
 
 
 def _over_devices(
-    num_runs: int, side_by_side: bool | None
+    num_runs: int, side_by_side: bool | None, devices: Sequence[jax.Device]
 ) -> tuple[Callable[..., Any], Callable[[PyTree], PyTree]]:
     """`jax.jit` for functions (varied, key, i, state) of one run, and `Loop.place`.
 
@@ -220,7 +223,7 @@ def _over_devices(
     devices.  Where these do not divide the runs, copies of the last run fill up, and
     every device keeps all states.
     """
-    devices = jax.local_devices()[:num_runs]
+    devices = devices[:num_runs]
     if side_by_side is None:
         side_by_side = devices[0].platform != "cpu"
     each: Any = jax.vmap if side_by_side else lambda one: partial(jax.lax.map, one)

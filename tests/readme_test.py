@@ -4,6 +4,7 @@ import pkgutil
 import re
 from pathlib import Path
 
+from experiments import report, results
 from mbrl_jax import algorithms
 
 ROOT = Path(__file__).parents[1]
@@ -20,3 +21,16 @@ def test_links_lead_somewhere():
     assert len(links) > 5
     for link in links:
         assert (ROOT / link).exists(), link
+
+
+def test_the_results_are_those_of_the_ledger():
+    lines = results.read_ledgers([ROOT / "benchmarks" / "results" / "ledger.jsonl"])
+    rows = results.rows(lines, results.read_references(None))
+    assert report.with_table(TEXT, report.table(rows)) == TEXT
+    measured = {line["algorithm"] for row in rows for line in row.lines}
+    assert measured == {
+        module.name for module in pkgutil.iter_modules(algorithms.__path__)
+    }
+    for row in rows:
+        assert len(row.lines) >= 5
+        assert row.num_lost == 0

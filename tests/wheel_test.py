@@ -29,11 +29,11 @@ def requirements(lines: list[str]) -> dict[str, Requirement]:
     return {canonicalize_name(requirement.name): requirement for requirement in parsed}
 
 
-def pins(python: str) -> dict[str, str]:
-    """The version of every package that `requirements.txt` names for `python`."""
+def pins(python: str, file: str = "requirements-dev.txt") -> dict[str, str]:
+    """The version of every package that a file of requirements names for `python`."""
     lines = [
         line
-        for line in (ROOT / "requirements.txt").read_text().splitlines()
+        for line in (ROOT / file).read_text().splitlines()
         if line and not line.startswith("#")
     ]
     where = {"python_version": python, "python_full_version": f"{python}.0"}
@@ -59,6 +59,14 @@ def test_pins_satisfy_the_lower_bounds(python):
 
 
 @pytest.mark.parametrize("python", PYTHONS)
+def test_the_pins_for_users_are_among_those_for_developers(python):
+    users = pins(python, "requirements.txt")
+    assert users.items() <= pins(python).items()
+    for name in requirements(declared("experiments", "gymnasium")):
+        assert name in users
+
+
+@pytest.mark.parametrize("python", PYTHONS)
 def test_pins_name_one_tensorflow_probability(python):
     found = pins(python)
     assert "tfp-nightly" in found
@@ -78,7 +86,10 @@ def imported(path: Path) -> set[str]:
 
 @pytest.mark.parametrize(
     ("folder", "extras"),
-    [("mbrl_jax", ["gymnasium"]), ("experiments", ["experiments", "gymnasium"])],
+    [
+        ("mbrl_jax", ["gymnasium"]),
+        ("experiments", ["experiments", "gymnasium", "search", "ray", "slurm"]),
+    ],
 )
 def test_everything_imported_is_declared(folder, extras):
     known = set(requirements(declared(*extras)))

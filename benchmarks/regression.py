@@ -1,0 +1,105 @@
+"""Do the methods still learn as they did?  Three of them, three seeds, short.
+
+    python -m benchmarks.regression            # exit code 1 if one left its band
+    python -m benchmarks.regression --make     # measures the bands anew, on ten seeds
+
+A band is what ten other seeds reached, from the least to the largest return, and on
+either side half of that width again: the same code on another CPU rounds differently,
+and after an episode that is as good as another seed.  The interval of the IQM of the
+three seeds has to lie within the band.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import app, flags
+
+from experiments import ledger, results, run_folder
+from experiments.report_text import interval
+from experiments.statistics import Estimate
+
+ROOT = Path(__file__).parents[1]
+BANDS = ROOT / "benchmarks" / "results" / "regression_bands.json"
+COMMON = ("--env=pendulum", "--num_steps=3", "--eval_every=0", "--eval_episodes=3")
+METHODS: dict[str, tuple[str, ...]] = {
+    "PETS: probabilistic ensemble, TS-infinity, iCEM": (),
+    "deterministic ensemble, mean, CEM": (
+        "--nomodel.probabilistic",
+        "--propagation=expectation",
+        "--planner=cem",
+    ),
+    "one network, mean, random shooting": (
+        "--nomodel.probabilistic",
+        "--model.num_members=1",
+        "--propagation=expectation",
+        "--planner=random_shooting",
+        "--plan.num_samples=300",
+    ),
+}
+TESTED, MEASURED = (0, 3), (100, 10)  # the first seed, and how many
+
+
+def run(method: str, first_seed: int, num_seeds: int) -> list[ledger.Line]:
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "experiments.sweep", *COMMON, *METHODS[method]]
+        command += [f"--seed={first_seed}", f"--num_seeds={num_seeds}"]
+        command += [f"--sweep_dir={folder}/sweep"]
+        subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
+        return ledger.read(Path(folder) / "sweep" / "ledger.jsonl")
+
+
+def band(returns: Sequence[float]) -> tuple[float, float]:
+    margin = 0.5 * (max(returns) - min(returns))
+    return round(min(returns) - margin, 1), round(max(returns) + margin, 1)
+
+
+def within(found: Estimate, low: float, high: float) -> bool:
+    return bool(np.isfinite(found.value) and low <= found.low and found.high <= high)
+
+
+def make() -> None:
+    made: dict[str, Any] = {}
+    for method, own in METHODS.items():
+        lines = run(method, *MEASURED)
+        returns = [line["return"] for line in lines]
+        low, high = band(returns)
+        made[method] = {"low": low, "high": high, "returns": returns}
+        made[method] |= {"flags": [*COMMON, *own], "seeds": [x["seed"] for x in lines]}
+        made[method] |= {"commit": lines[0]["commit"], "device": lines[0]["device"]}
+        print(f"{method}: {low} to {high}", flush=True)
+    run_folder.write_json(BANDS, made)
+
+
+def check() -> bool:
+    """Prints a line for each method; whether all are within their bands."""
+    good = True
+    for method, known in json.loads(BANDS.read_text()).items():
+        (row,) = results.rows(run(method, *TESTED), {})
+        fine = within(row.iqm, known["low"], known["high"])
+        good &= fine
+        says = "is within" if fine else "LEFT"
+        print(
+            f"{method}: {interval(row.iqm)} {says} {known['low']} to {known['high']}",
+            flush=True,
+        )
+    return good
+
+
+def main(argv: Sequence[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}")
+    if flags.FLAGS.make:
+        make()
+    elif not check():
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    flags.DEFINE_boolean("make", False, "measure the bands anew")
+    app.run(main)

@@ -1,0 +1,73 @@
+"""Presets: complete, possible, and as good as their page says."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments import preset_page, presets, registry, results, run, run_folder
+
+ROOT = Path(__file__).parents[2]
+LEDGER = ROOT / "benchmarks" / "results" / "ledger.jsonl"
+NAMES = presets.names()
+
+
+def parsed(algorithm: str, env: str, *more: str) -> tuple[Any, Any]:
+    argv = ["run", f"--algorithm={algorithm}", f"--env={env}", "--preset", *more]
+    return run.parse(argv)
+
+
+def test_there_are_presets() -> None:
+    assert ("pets", "cartpole_swingup") in NAMES
+    assert len(NAMES) == len([*presets.FOLDER.glob("*/*.json")])
+
+
+@pytest.mark.parametrize("name", NAMES, ids="-".join)
+def test_a_preset_is_a_run_that_can_be(name: tuple[str, str]) -> None:
+    preset = presets.load(*name)
+    assert presets.path(*name).exists()
+    values, config = parsed(*name)
+    record = run.record_of(values, config)
+    assert (record["algorithm"], record["env"]) == name
+    said = {**record, **record["config"]}
+    assert {x: said[x] for x in preset["settings"]} == preset["settings"]
+    assert registry.assemble(record).env.name
+    line = {"return": 1e9, "curves": {"episode/return": {"return": [1e9] * 3}}}
+    assert presets.passes(preset, line)
+    line = {"return": -1e9, "curves": {"episode/return": {"return": [-1e9] * 3}}}
+    assert not presets.passes(preset, line)
+
+
+@pytest.mark.parametrize("name", NAMES, ids="-".join)
+def test_every_preset_is_measured_on_five_other_seeds(name: tuple[str, str]) -> None:
+    found = presets.found(*name, results.read_ledgers([LEDGER]))
+    seeds = {line["seed"] for line in found}
+    assert len(found) == len(seeds) >= 5
+    assert presets.load(*name)["chosen_on"] == "seeds 0 to 4"
+    assert min(seeds) > 4
+
+
+def test_the_page_is_that_of_the_ledger() -> None:
+    text = preset_page.markdown(results.read_ledgers([LEDGER]))
+    assert text == (ROOT / "docs" / "presets.md").read_text()
+    assert "not measured" not in text
+
+
+def test_flags_go_before_the_preset_and_a_folder_before_both(tmp_path: Path) -> None:
+    name = ("pets", "brax/reacher")
+    values, config = parsed(*name, "--num_steps=3", "--plan.horizon=4")
+    assert (values.num_steps, values.episode_length) == (3, 50)
+    assert config.plan.horizon == 4
+    record = run.record_of(values, config)
+    run_folder.write_json(tmp_path / "config.json", record)
+    values, config = parsed(*name, f"--run_dir={tmp_path}")
+    assert (values.num_steps, config.plan.horizon) == (3, 4)
+
+
+def test_a_preset_that_is_not_there_names_those_that_are() -> None:
+    with pytest.raises(
+        ValueError, match=r"no preset of pets for acrobot; .*brax/reach"
+    ):
+        parsed("pets", "acrobot")
+    with pytest.raises(ValueError, match=r"no preset of petz .* none of it"):
+        presets.load("petz", "acrobot")
