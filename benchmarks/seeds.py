@@ -6,6 +6,8 @@ first step at random and its second one planned.  `sharded`: whether its numbers
 same on several devices.
 """
 
+import contextlib
+
 import jax
 import numpy as np
 
@@ -55,42 +57,58 @@ def second_step(algorithm: Algorithm, env: Env, num_seeds: int) -> Call:
     return step
 
 
-def main_job(num_seeds: int) -> list[Row]:
+def main_job(
+    num_seeds: int,
+    episode_length: int = 0,
+    config: pets.Config = pets.Config(),
+) -> list[Row]:
     """A core of a CPU is a device here; each computes one seed after the other."""
     jax_settings.use_cores(num_seeds)
-    jax.config.update("jax_enable_compilation_cache", False)
-    env = envs.make("cartpole_swingup")
+    algorithm, env = _job(episode_length, config)
     key = train.seeds(0, num_seeds)
-    loop = train.build(key, pets.make(env), env)
+    loop = train.build(key, algorithm, env)
     state, before = loop.init(key), jax_settings.compile_seconds()
     state, _ = jax.block_until_ready(loop.step(key, 0, state))
     compiling = jax_settings.compile_seconds() - before
     seconds, wall = timing.time_calls(lambda: loop.step(key, 1, state))
-    case = f"main job, {num_seeds} seed{'s' * (num_seeds > 1)}"
-    unit = f"{timing.seconds_unit()} per seed and planned step"
-    figures = [
-        (seconds / num_seeds, unit),
-        (wall / num_seeds, "s on the wall per seed and planned step"),
-        (compiling, "s to compile the step"),
-        (timing.peak_memory(), "MB at most"),
-        (train.memory(loop, key) / 1e6, "MB per device by the compiler's account"),
-    ]
-    return [Row("sweep", case, figure, unit) for figure, unit in figures]
+    figures = {
+        "a planned step": (seconds / num_seeds, f"{timing.seconds_unit()} per seed"),
+        "a planned step, wall": (wall / num_seeds, "s per seed"),
+        "compilation": (compiling, "s"),
+        "most memory": (timing.peak_memory(), "MB"),
+        "memory by the compiler": (train.memory(loop, key) / 1e6, "MB per device"),
+    }
+    title = f"{num_seeds} seed{'s' * (num_seeds > 1)}"
+    return [Row("sweep", f"{title}: {case}", *x) for case, x in figures.items()]
 
 
-def sharded(num_devices: int = 4, num_seeds: int = 8, num_steps: int = 3) -> list[Row]:
+def sharded(
+    num_steps: int = 3,
+    episode_length: int = 0,
+    config: pets.Config = pets.Config(),
+    num_devices: int = 4,
+    num_seeds: int = 8,
+) -> list[Row]:
     """The default main job on forced devices of a CPU, and on one of them."""
-    jax.config.update("jax_num_cpu_devices", num_devices)  # before there are any
-    env = envs.make("cartpole_swingup")
+    with contextlib.suppress(RuntimeError):  # there are devices already
+        jax.config.update("jax_num_cpu_devices", num_devices)
+    algorithm, env = _job(episode_length, config)
     key = train.seeds(0, num_seeds)
     returns = []
-    for devices in (jax.devices()[:num_devices], jax.devices()[:1]):
-        loop = train.build(key, pets.make(env), env, devices=devices)
+    for devices in (jax.devices(), jax.devices()[:1]):
+        loop = train.build(key, algorithm, env, devices=devices)
         state = loop.init(key)
         for i in range(num_steps):
             state, metrics = loop.step(key, i, state)
         returns.append(np.asarray(metrics["episode/return"]))
-    case = f"{num_seeds} seeds, {len(jax.devices())} devices and one"
     difference = float(np.abs(returns[0] / returns[1] - 1).max())
-    unit = f"largest relative difference of returns, step {num_steps}"
+    case = f"{num_seeds} seeds on {len(jax.devices())} devices and on one"
+    unit = f"largest relative difference of returns of step {num_steps}"
     return [Row("sweep", case, difference, unit)]
+
+
+def _job(episode_length: int, config: pets.Config) -> tuple[Algorithm, Env]:
+    env = envs.make("cartpole_swingup")
+    if episode_length:
+        env = simulator.time_limit(env, episode_length)
+    return pets.make(env, config), env

@@ -89,7 +89,7 @@ def _cpu_model() -> str:
 
 
 def main(argv: Sequence[str]) -> None:
-    jax_settings.apply("fast")
+    jax_settings.apply("fast", compilation_cache=False)
     print(json.dumps(measure(argv[1])))
 
 

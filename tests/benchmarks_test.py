@@ -14,6 +14,7 @@ from benchmarks import (
     fitting,
     imagining,
     planning,
+    regression,
     seeds,
     speed,
     timing,
@@ -26,6 +27,7 @@ from benchmarks.setting import (
     gradient_flop,
     plan_flop,
 )
+from experiments.statistics import Estimate
 from mbrl_jax.algorithms import pets
 from mbrl_jax.models import ensemble
 from mbrl_jax.networks import GaussianMLP
@@ -94,6 +96,8 @@ MEASURES = {
     "fitting": lambda: fitting.measure(TINY, ((4, 7),), 1),
     "imagining": lambda: imagining.measure(TINY, (10,), 1),
     "seeds": lambda: seeds.measure((2,), 4, TINY_PETS, 1),
+    "main_job_alone": lambda: seeds.main_job(1, 4, TINY_PETS),
+    "main_job_64_seeds": lambda: seeds.main_job(3, 4, TINY_PETS),
     "searches": lambda: ablations.searches(TINY, 1),
     "guards": lambda: ablations.guards(TINY, 4, 2, 1),
     "fit_parts": lambda: ablations.fit_parts(TINY, ((4, 2),), 1),
@@ -123,7 +127,13 @@ def test_figures_are_positive_and_in_the_table(name):
 
 
 def test_every_topic_is_tested_here():
-    assert set(MEASURES) | {"machine", "compiling"} == set(topics.TOPICS)
+    others = {"machine", "compiling", "sharded"}
+    assert set(MEASURES) | others == set(topics.TOPICS)
+
+
+def test_devices_do_not_change_the_numbers():
+    (row,) = seeds.sharded(3, 4, TINY_PETS)
+    assert 0 <= row.figure < 1e-6
 
 
 def test_a_topic_says_on_what_it_was_measured(monkeypatch):
@@ -173,3 +183,26 @@ def test_the_cache_spares_compiling():
     cold, cached, memory = compiling.measure()
     assert cached.figure < cold.figure / 2
     assert memory.figure > 50
+
+
+def test_a_band_is_wider_than_what_made_it_and_is_left():
+    low, high = regression.band([1.0, 3.0, 2.0])
+    assert (low, high) == (0.0, 4.0)
+    assert regression.within(Estimate(2.0, 1.0, 3.0), low, high)
+    for bad in (
+        Estimate(2.0, -0.1, 3.0),
+        Estimate(2.0, 1.0, 4.1),
+        Estimate(math.nan, math.nan, math.nan),
+    ):
+        assert not regression.within(bad, low, high)
+
+
+def test_every_method_has_a_band_of_ten_seeds_that_are_not_tested():
+    bands = json.loads(regression.BANDS.read_text())
+    assert bands.keys() == regression.METHODS.keys()
+    for method, known in bands.items():
+        assert regression.band(known["returns"]) == (known["low"], known["high"])
+        assert len(set(known["seeds"])) == 10
+        first, num = regression.TESTED
+        assert not set(known["seeds"]) & set(range(first, first + num))
+        assert known["flags"] == [*regression.COMMON, *regression.METHODS[method]]
