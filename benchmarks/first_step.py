@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> None:
     traced = step_of.func.lower(*step_of.args, key, 0, state)
     step = traced.compile()
     compiled = timing.cpu_seconds(), time.perf_counter()
-    _, metrics = jax.block_until_ready(step(key, 0, state))
+    _, metrics = jax.block_until_ready(step(*step_of.args, key, 0, state))
     run = time.perf_counter()
     found = {
         "cpu": compiled[0] - clock[0],

@@ -84,27 +84,38 @@ def main_job(
 
 def sharded(
     num_steps: int = 3,
-    episode_length: int = 0,
+    episode_length: int = 50,
     config: pets.Config = pets.Config(),
-    num_devices: int = 4,
-    num_seeds: int = 8,
+    num_seeds: int = 4,
 ) -> list[Row]:
-    """The default main job on forced devices of a CPU, and on one of them."""
+    """The main job, in short episodes, on 4 forced devices of a CPU, on 2 and on one.
+
+    XLA compiles for one device in another way than for several, and so rounds in
+    another way, which the second planned episode in float32 has blown up; in float64
+    there is room for that.
+    """
     with contextlib.suppress(RuntimeError):  # there are devices already
-        jax.config.update("jax_num_cpu_devices", num_devices)
-    algorithm, env = _job(episode_length, config)
+        jax.config.update("jax_num_cpu_devices", 4)
     key = train.seeds(0, num_seeds)
-    returns = []
-    for devices in (jax.devices(), jax.devices()[:1]):
+
+    def returns(num_devices: int) -> np.ndarray:
+        algorithm, env = _job(episode_length, config)
+        devices = jax.devices()[:num_devices]
         loop = train.build(key, algorithm, env, devices=devices)
         state = loop.init(key)
         for i in range(num_steps):
             state, metrics = loop.step(key, i, state)
-        returns.append(np.asarray(metrics["episode/return"]))
-    difference = float(np.abs(returns[0] / returns[1] - 1).max())
-    case = f"{num_seeds} seeds on {len(jax.devices())} devices and on one"
-    unit = f"largest relative difference of returns of step {num_steps}"
-    return [Row("sweep", case, difference, unit)]
+        return np.asarray(metrics["episode/return"])
+
+    def row(num_devices: int, precision: str) -> Row:
+        difference = float(np.abs(returns(4) / returns(num_devices) - 1).max())
+        case = f"{precision}, {num_seeds} seeds: 4 devices next to {num_devices}"
+        unit = f"largest relative difference of returns of step {num_steps}"
+        return Row("sweep", case, difference, unit)
+
+    rows = [row(2, "float32")]
+    with jax.enable_x64(True):
+        return [*rows, row(1, "float64")]
 
 
 def _job(episode_length: int, config: pets.Config) -> tuple[Algorithm, Env]:

@@ -132,8 +132,8 @@ def test_every_topic_is_tested_here():
 
 
 def test_devices_do_not_change_the_numbers():
-    (row,) = seeds.sharded(3, 4, TINY_PETS)
-    assert 0 <= row.figure < 1e-6
+    for row in seeds.sharded(3, 4, TINY_PETS):
+        assert 0 <= row.figure < 1e-6
 
 
 def test_a_topic_says_on_what_it_was_measured(monkeypatch):

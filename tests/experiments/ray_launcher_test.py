@@ -18,13 +18,17 @@ import pytest
 from experiments import launchers, ledger, metrics_log, ray_launcher, run, run_folder
 from experiments.launchers import Job
 
+# Ray starts its processes by fork and exec; jax fears for what comes between.
+pytestmark = pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
+
 OWN = {"ray_address": "", "max_retries": 1}
 MARK = "MBRL_JAX_TEST_MARK"  # in the environment of a driver and of all that it starts
 DRIVER = """
-import json, sys
+import json, signal, sys
 from pathlib import Path
 from experiments import launchers, ray_launcher
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # it may be ignored
 folders = [Path(x) for x in sys.argv[2:]]
 jobs = [launchers.Job(x, x.parent / "ledger.jsonl") for x in folders]
 try:
@@ -84,7 +88,7 @@ def driver(
 
 
 def wait_for(condition: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -202,7 +206,7 @@ def test_a_ray_of_our_own_is_private_and_ends_with_the_sweep(
         lines = iter(process.stdout.readline, "")  # Ray has something to say, too
         assert any(line.startswith("dies: The worker died") for line in lines)
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=240)
     assert out.splitlines()[-1].strip() == "KeyboardInterrupt"
     assert err == ""
     wait_for(lambda: not marked(mark))
@@ -213,7 +217,7 @@ def test_a_ray_of_our_own_is_private_and_ends_with_the_sweep(
 def test_a_run_that_does_not_fit_is_one_line(tiny: str, tmp_path: Path) -> None:
     job = prepared(tiny, tmp_path / "run")
     with driver(str(tmp_path), {**OWN, "num_cpus": 10_000}, job) as process:
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=240)
     assert out.startswith("ValueError num_cpus is 10000, more than the ")
     assert (err, out.count("\n")) == ("", 1)
 
