@@ -145,6 +145,7 @@ def run(
 ) -> Result:
     """Steps `algorithm` until `num_steps` are done, from the last checkpoint if any.
 
+    `hyperparameters` and `side_by_side` are those of `build`.
     Evaluates after every `eval_every` steps (0: never) and at the end (0 episodes:
     never), and saves after every `checkpoint_every` and at the end, in `folder` if
     there is one.  `config` says what run this is: a folder that holds another one
