@@ -2,7 +2,7 @@
 
 obs (cos q1, sin q1, cos q2, sin q2, q1_dot, q2_dot): q1 of the first link from hanging,
 q2 of the second from the first, anticlockwise, rad and rad/s; action: the torque at the
-elbow, in units of `MAX_TORQUE`.
+elbow, in units of its `gear`.
 reward: exp(-(distance of the tip from its place upright, in lengths of both links)^2)
 - 0.01 action^2: about 1 per step when solved, 0.02 hanging.
 
@@ -12,6 +12,8 @@ Spong, "The swing up control problem for the Acrobot", 1995).  Deviations: the t
 continuous and stronger, acts for two steps of 0.05 s in place of four, speeds are not
 cut, and the reward is dense, so that balancing counts.
 """
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,18 +30,26 @@ LINKS = two_link.TwoLink(
     inertias=(1.0, 1.0),
     gravity=9.8,
 )
-MAX_TORQUE = 5.0  # N m
+
+
+class Acrobot(NamedTuple):
+    links: two_link.TwoLink
+    gear: float  # N m at action 1
+
+
+ACROBOT = Acrobot(LINKS, gear=5.0)
 DT, SUBSTEPS = 0.1, 2  # s, and steps of integration in it
 START_STD = 0.1  # of all four, around hanging at rest
 ACTION_COST = 0.01
 EPISODE_LENGTH = 200
 
 
-def make() -> Env:
+def make(acrobot: Acrobot = ACROBOT) -> Env:
+    """The constants may be traced; reward and drawing have their own."""
     return simulator.make_env(
         "acrobot",
         initial=initial,
-        dynamics=dynamics,
+        dynamics=lambda state, action: dynamics(state, action, acrobot),
         observe=observe,
         reward=reward,
         shapes=shapes,
@@ -55,12 +65,12 @@ def initial(key: Key) -> Array:
     return START_STD * jax.random.normal(key, (4,))
 
 
-def dynamics(state: Array, action: Array) -> Array:
-    torques = jnp.stack([jnp.zeros_like(action[0]), MAX_TORQUE * action[0]])
+def dynamics(state: Array, action: Array, acrobot: Acrobot = ACROBOT) -> Array:
+    torques = jnp.stack([jnp.zeros_like(action[0]), acrobot.gear * action[0]])
 
     def derivative(state: Array) -> Array:
         angles, speeds = state[:2], state[2:]
-        acceleration = two_link.acceleration(LINKS, angles, speeds, torques)
+        acceleration = two_link.acceleration(acrobot.links, angles, speeds, torques)
         return jnp.concatenate([speeds, acceleration])
 
     return simulator.rk4(derivative, state, DT / SUBSTEPS, SUBSTEPS)
@@ -71,6 +81,11 @@ def observe(state: Array) -> Array:
     return jnp.stack(
         [jnp.cos(q1), jnp.sin(q1), jnp.cos(q2), jnp.sin(q2), q1_dot, q2_dot]
     )
+
+
+def place(obs: Array) -> Array:
+    """The state that shows `obs`."""
+    return jnp.concatenate([jnp.arctan2(obs[1:4:2], obs[0:4:2]), obs[4:]])
 
 
 def reward(obs: Array, action: Array, next_obs: Array) -> Array:

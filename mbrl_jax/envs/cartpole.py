@@ -30,6 +30,7 @@ class CartPole(NamedTuple):
     gravity: float  # m/s^2
     cart_damping: float  # N s/m
     pole_damping: float  # N m s/rad
+    gear: float  # N at action 1
 
 
 class Buffers(NamedTuple):
@@ -43,7 +44,9 @@ class Buffers(NamedTuple):
 
 def accelerations(system: CartPole, state: Array, force: Array) -> tuple[Array, Array]:
     """Of the cart (m/s^2) and the pole (rad/s^2); state (x, x_dot, th, th_dot), [4]."""
-    cart_mass, pole_mass, centre, inertia, gravity, cart_damping, pole_damping = system
+    cart_mass, pole_mass, centre, inertia, gravity, cart_damping, pole_damping, _ = (
+        system
+    )
     _, x_dot, th, th_dot = state
     cos, sin = jnp.cos(th), jnp.sin(th)
     total_mass, moment = cart_mass + pole_mass, pole_mass * centre
@@ -62,9 +65,9 @@ def buffer_force(buffers: Buffers, x: Array, x_dot: Array) -> Array:
     return -stiffness * depth - damping * contact * x_dot
 
 
-def motion(system: CartPole, buffers: Buffers, force: Array, state: Array) -> Array:
-    """The time derivative of (x, x_dot, th, th_dot), [4]."""
-    force = force + buffer_force(buffers, state[0], state[1])
+def motion(system: CartPole, buffers: Buffers, action: Array, state: Array) -> Array:
+    """The time derivative of (x, x_dot, th, th_dot), [4]; action []."""
+    force = system.gear * action + buffer_force(buffers, state[0], state[1])
     x_ddot, th_ddot = accelerations(system, state, force)
     return jnp.stack([state[1], x_ddot, state[3], th_ddot])
 
@@ -79,18 +82,19 @@ SWINGUP = CartPole(
     gravity=9.82,
     cart_damping=0.1,
     pole_damping=0.0,
+    gear=5.0,  # PILCO has 10, with which one push is enough
 )
 SWINGUP_POLE_LENGTH = 0.5
 SWINGUP_BUFFERS = Buffers(limit=1.5, stiffness=200.0, damping=10.0, softness=0.03)
-SWINGUP_FORCE = 5.0  # N at action 1; PILCO has 10, with which one push is enough
 SWINGUP_DT, SWINGUP_SUBSTEPS = 0.05, 2
 SWINGUP_START_STD = 0.05  # around hanging at rest, of all four
 SWINGUP_ACTION_COST = 0.01
 
 
-def swingup() -> Env:
+def swingup(system: CartPole = SWINGUP) -> Env:
     """Swing the pole up and hold it over the middle of the track.
 
+    Its constants may be traced; reward and drawing have their own.
     obs (x, x_dot, cos th, sin th, th_dot); action: the force, in units of 5 N.
     reward: exp(-(distance of the tip from its place upright over x = 0, in pole
     lengths)^2) - 0.01 action^2, so about 1 per step when solved and 0.02 hanging.
@@ -100,13 +104,6 @@ def swingup() -> Env:
         hanging = jnp.array([0.0, 0.0, jnp.pi, 0.0])
         return hanging + SWINGUP_START_STD * jax.random.normal(key, (4,))
 
-    def dynamics(state: Array, action: Array) -> Array:
-        derivative = lambda state: motion(
-            SWINGUP, SWINGUP_BUFFERS, SWINGUP_FORCE * action[0], state
-        )
-        dt = SWINGUP_DT / SWINGUP_SUBSTEPS
-        return simulator.rk4(derivative, state, dt, SWINGUP_SUBSTEPS)
-
     def reward(obs: Array, action: Array, next_obs: Array) -> Array:
         x, _, cos, sin, _ = next_obs
         distance = (x / SWINGUP_POLE_LENGTH + sin) ** 2 + (1 - cos) ** 2
@@ -115,8 +112,8 @@ def swingup() -> Env:
     return simulator.make_env(
         "cartpole_swingup",
         initial=initial,
-        dynamics=dynamics,
-        observe=_angle_to_circle,
+        dynamics=lambda state, action: swingup_dynamics(state, action, system),
+        observe=observe,
         reward=reward,
         shapes=lambda state: _shapes(
             state, SWINGUP_POLE_LENGTH, SWINGUP_BUFFERS.limit, goal=True
@@ -126,6 +123,12 @@ def swingup() -> Env:
         action_limit=1.0,
         episode_length=200,
     )
+
+
+def swingup_dynamics(state: Array, action: Array, system: CartPole = SWINGUP) -> Array:
+    derivative = lambda state: motion(system, SWINGUP_BUFFERS, action[0], state)
+    dt = SWINGUP_DT / SWINGUP_SUBSTEPS
+    return simulator.rk4(derivative, state, dt, SWINGUP_SUBSTEPS)
 
 
 # --- Balance: Gymnasium's CartPole-v1 (Towers et al., 2024) with a continuous force.
@@ -138,18 +141,19 @@ BALANCE = CartPole(
     gravity=9.8,
     cart_damping=0.0,
     pole_damping=0.0,
+    gear=10.0,
 )
 BALANCE_POLE_LENGTH = 1.0
-BALANCE_FORCE = 10.0  # N at action 1
 BALANCE_DT = 0.02
 BALANCE_MAX_X = 2.4  # m
 BALANCE_MAX_ANGLE = 12 * 2 * jnp.pi / 360  # rad
 BALANCE_START = 0.05  # all four start uniform within +-
 
 
-def balance() -> Env:
+def balance(system: CartPole = BALANCE) -> Env:
     """Keep the pole within 12 degrees and the cart within 2.4 m; 1 per step.
 
+    Its constants may be traced; reward and drawing have their own.
     obs (x, x_dot, th, th_dot); action: the force, in units of 10 N.  With actions of
     -1 and 1 this is CartPole-v1 step for step, its explicit Euler included; 200 steps
     as in mbrl-lib's PETS example.  The reward is constant: only `terminal` tells good
@@ -161,10 +165,6 @@ def balance() -> Env:
             key, (4,), minval=-BALANCE_START, maxval=BALANCE_START
         )
 
-    def dynamics(state: Array, action: Array) -> Array:
-        x_ddot, th_ddot = accelerations(BALANCE, state, BALANCE_FORCE * action[0])
-        return state + BALANCE_DT * jnp.stack([state[1], x_ddot, state[3], th_ddot])
-
     def terminal(obs: Array, action: Array, next_obs: Array) -> Array:
         off_track = jnp.abs(next_obs[0]) > BALANCE_MAX_X
         return off_track | (jnp.abs(next_obs[2]) > BALANCE_MAX_ANGLE)
@@ -172,7 +172,7 @@ def balance() -> Env:
     return simulator.make_env(
         "cartpole_balance",
         initial=initial,
-        dynamics=dynamics,
+        dynamics=lambda state, action: balance_dynamics(state, action, system),
         observe=lambda state: state,
         reward=lambda obs, action, next_obs: jnp.ones((), obs.dtype),
         terminal=terminal,
@@ -184,6 +184,11 @@ def balance() -> Env:
         action_limit=1.0,
         episode_length=200,
     )
+
+
+def balance_dynamics(state: Array, action: Array, system: CartPole = BALANCE) -> Array:
+    x_ddot, th_ddot = accelerations(system, state, system.gear * action[0])
+    return state + BALANCE_DT * jnp.stack([state[1], x_ddot, state[3], th_ddot])
 
 
 # --- PETS: the cartpole of Chua et al., 2018, a MuJoCo model, as equations.
@@ -212,16 +217,16 @@ PETS = CartPole(
     gravity=9.81,
     cart_damping=1.0,
     pole_damping=1.0,
+    gear=100.0,
 )
 PETS_BUFFERS = Buffers(limit=2.5, stiffness=10_000.0, damping=800.0, softness=0.02)
 PETS_POLE_LENGTH = 0.6  # m, in the reward
-PETS_GEAR = 100.0  # N per unit of action
 PETS_DT, PETS_SUBSTEPS = 0.04, 4
 PETS_START_STD = 0.1
 PETS_ACTION_COST = 0.01
 
 
-def pets() -> Env:
+def pets(system: CartPole = PETS) -> Env:
     """The swing-up of the PETS paper: a cart and pole of 15.5 kg, pushed with 300 N.
 
     obs (x, x_dot, cos th, sin th, th_dot), here with th = 0 hanging and positive to the
@@ -233,20 +238,12 @@ def pets() -> Env:
     buffers of about the same stiffness do (300 N press it 2 cm in), which slow the
     cart's way back as well.  The step of integration is 0.01 s in place of 0.02 s.
     Away from the ends both agree.
+
+    Its constants may be traced; reward and drawing have their own.
     """
 
     def initial(key: Key) -> Array:
         return PETS_START_STD * jax.random.normal(key, (4,))
-
-    def dynamics(state: Array, action: Array) -> Array:
-        # The centre of mass hangs to the right of the axis that th measures.
-        upright = jnp.pi - PETS_POLE_TILT
-        derivative = lambda state: motion(
-            PETS, PETS_BUFFERS, PETS_GEAR * action[0], state
-        )
-        state = state.at[2].add(upright)
-        state = simulator.rk4(derivative, state, PETS_DT / PETS_SUBSTEPS, PETS_SUBSTEPS)
-        return state.at[2].add(-upright)
 
     def reward(obs: Array, action: Array, next_obs: Array) -> Array:
         x, _, cos, sin, _ = next_obs
@@ -256,8 +253,8 @@ def pets() -> Env:
     return simulator.make_env(
         "cartpole_pets",
         initial=initial,
-        dynamics=dynamics,
-        observe=_angle_to_circle,
+        dynamics=lambda state, action: pets_dynamics(state, action, system),
+        observe=observe,
         reward=reward,
         shapes=lambda state: _shapes(
             state.at[2].add(jnp.pi), PETS_POLE_LENGTH, PETS_BUFFERS.limit, goal=True
@@ -269,9 +266,25 @@ def pets() -> Env:
     )
 
 
-def _angle_to_circle(state: Array) -> Array:
+def pets_dynamics(state: Array, action: Array, system: CartPole = PETS) -> Array:
+    # The centre of mass hangs to the right of the axis that th measures.
+    upright = jnp.pi - PETS_POLE_TILT
+    derivative = lambda state: motion(system, PETS_BUFFERS, action[0], state)
+    state = state.at[2].add(upright)
+    state = simulator.rk4(derivative, state, PETS_DT / PETS_SUBSTEPS, PETS_SUBSTEPS)
+    return state.at[2].add(-upright)
+
+
+def observe(state: Array) -> Array:
+    """Of `swingup` and `pets`; `balance` shows the state as it is."""
     x, x_dot, th, th_dot = state
     return jnp.stack([x, x_dot, jnp.cos(th), jnp.sin(th), th_dot])
+
+
+def place(obs: Array) -> Array:
+    """The state that shows `obs`."""
+    x, x_dot, cos, sin, th_dot = obs
+    return jnp.stack([x, x_dot, jnp.arctan2(sin, cos), th_dot])
 
 
 def _shapes(

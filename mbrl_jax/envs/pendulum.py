@@ -5,6 +5,8 @@ action: torque in N m.  Constants and the semi-implicit Euler step are Gymnasium
 (Towers et al., 2024, `classic_control/pendulum.py`), so the returns compare.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
@@ -12,9 +14,17 @@ from mbrl_jax import simulator
 from mbrl_jax.ops import raster
 from mbrl_jax.types import Array, Env, Key
 
-GRAVITY = 10.0  # m/s^2
-MASS = 1.0  # kg
-LENGTH = 1.0  # m, a uniform rod
+
+class Pendulum(NamedTuple):
+    """A uniform rod."""
+
+    gravity: float  # m/s^2
+    mass: float  # kg
+    length: float  # m
+    damping: float  # N m s/rad
+
+
+PENDULUM = Pendulum(gravity=10.0, mass=1.0, length=1.0, damping=0.0)
 DT = 0.05  # s
 MAX_TORQUE = 2.0  # N m
 MAX_SPEED = 8.0  # rad/s, beyond which the speed is cut
@@ -23,14 +33,15 @@ START_SPEED = 1.0  # rad/s
 EPISODE_LENGTH = 200
 
 
-def make() -> Env:
+def make(pendulum: Pendulum = PENDULUM) -> Env:
+    """The constants may be traced."""
     return simulator.make_env(
         "pendulum",
         initial=initial,
-        dynamics=dynamics,
+        dynamics=lambda state, action: dynamics(state, action, pendulum),
         observe=observe,
         reward=reward,
-        shapes=shapes,
+        shapes=lambda state: shapes(state, pendulum.length),
         view=raster.View(centre=(0.0, 0.0), half_height=1.4),
         action_size=1,
         action_limit=MAX_TORQUE,
@@ -44,10 +55,11 @@ def initial(key: Key) -> Array:
     return jax.random.uniform(key, (2,), minval=-limit, maxval=limit)
 
 
-def dynamics(state: Array, action: Array) -> Array:
+def dynamics(state: Array, action: Array, pendulum: Pendulum = PENDULUM) -> Array:
     angle, speed = state
-    gravity = 3 * GRAVITY / (2 * LENGTH) * jnp.sin(angle)
-    torque = 3 / (MASS * LENGTH**2) * action[0]
+    gravity = 3 * pendulum.gravity / (2 * pendulum.length) * jnp.sin(angle)
+    torque = action[0] - pendulum.damping * speed
+    torque = 3 / (pendulum.mass * pendulum.length**2) * torque
     speed = jnp.clip(speed + (gravity + torque) * DT, -MAX_SPEED, MAX_SPEED)
     return jnp.stack([angle + speed * DT, speed])
 
@@ -56,18 +68,23 @@ def observe(state: Array) -> Array:
     return jnp.stack([jnp.cos(state[0]), jnp.sin(state[0]), state[1]])
 
 
+def place(obs: Array) -> Array:
+    """The state that shows `obs`."""
+    return jnp.stack([jnp.arctan2(obs[1], obs[0]), obs[2]])
+
+
 def reward(obs: Array, action: Array, next_obs: Array) -> Array:
     """Of the state before the step, as in Gymnasium; -16.3 to 0."""
     angle = jnp.arctan2(obs[1], obs[0])  # in [-pi, pi]
     return -(angle**2 + 0.1 * obs[2] ** 2 + 0.001 * action[0] ** 2)
 
 
-def shapes(state: Array) -> list[raster.Shapes]:
+def shapes(state: Array, length: float) -> list[raster.Shapes]:
     hinge = jnp.zeros(2)
-    tip = LENGTH * jnp.stack([-jnp.sin(state[0]), jnp.cos(state[0])])
+    tip = length * jnp.stack([-jnp.sin(state[0]), jnp.cos(state[0])])
     return [
-        raster.disc(jnp.array([0.0, LENGTH]), 0.16, raster.GREEN, opacity=0.35),
-        raster.disc(jnp.array([0.0, LENGTH]), 0.045, raster.GREEN),
+        raster.disc(jnp.array([0.0, length]), 0.16, raster.GREEN, opacity=0.35),
+        raster.disc(jnp.array([0.0, length]), 0.045, raster.GREEN),
         raster.capsule(hinge, tip, 0.08, raster.BLUE),
         raster.disc(hinge, 0.05, raster.INK),
     ]

@@ -3,7 +3,7 @@
 obs (cos q1, sin q1, cos q2, sin q2, q1_dot, q2_dot, goal x, goal y), as in Gymnasium's
 Reacher (Towers et al., 2024) but without the tip, which follows from the angles; rad,
 rad/s, m.  q1 of the first link from the x axis, q2 of the second from the first.
-action: the torques at shoulder and elbow, in units of `MAX_TORQUE`.
+action: the torques at shoulder and elbow, in units of its `gear`.
 reward: -(distance of the tip from the goal, m) - 0.01 |action|^2.
 The arm is our own: two uniform rods with viscous joints and no stops.
 """
@@ -25,8 +25,15 @@ LINKS = two_link.TwoLink(
     inertias=(0.5**2 / 12, 0.5**2 / 12),
     gravity=0.0,
 )
-MAX_TORQUE = 1.0  # N m
-DAMPING = 0.1  # N m s/rad
+
+
+class Reacher(NamedTuple):
+    links: two_link.TwoLink
+    damping: float  # N m s/rad, of both joints
+    gear: float  # N m at action 1
+
+
+REACHER = Reacher(LINKS, damping=0.1, gear=1.0)
 DT = 0.05  # s
 GOAL_RANGE = (0.2, 0.9)  # m from the shoulder
 START_SPEED_STD = 0.1  # rad/s; the angles start anywhere
@@ -40,11 +47,12 @@ class State(NamedTuple):
     goal: Array  # [2]
 
 
-def make() -> Env:
+def make(reacher: Reacher = REACHER) -> Env:
+    """The constants may be traced; reward and drawing have their own."""
     return simulator.make_env(
         "reacher",
         initial=initial,
-        dynamics=dynamics,
+        dynamics=lambda state, action: dynamics(state, action, reacher),
         observe=observe,
         reward=reward,
         shapes=shapes,
@@ -67,11 +75,11 @@ def initial(key: Key) -> State:
     return State(jnp.concatenate([angles, speeds]), goal)
 
 
-def dynamics(state: State, action: Array) -> State:
+def dynamics(state: State, action: Array, reacher: Reacher = REACHER) -> State:
     def derivative(arm: Array) -> Array:
         angles, speeds = arm[:2], arm[2:]
-        torques = MAX_TORQUE * action - DAMPING * speeds
-        acceleration = two_link.acceleration(LINKS, angles, speeds, torques)
+        torques = reacher.gear * action - reacher.damping * speeds
+        acceleration = two_link.acceleration(reacher.links, angles, speeds, torques)
         return jnp.concatenate([speeds, acceleration])
 
     return state._replace(arm=simulator.rk4(derivative, state.arm, DT))
@@ -81,6 +89,12 @@ def observe(state: State) -> Array:
     q1, q2, q1_dot, q2_dot = state.arm
     circles = [jnp.cos(q1), jnp.sin(q1), jnp.cos(q2), jnp.sin(q2)]
     return jnp.concatenate([jnp.stack([*circles, q1_dot, q2_dot]), state.goal])
+
+
+def place(obs: Array) -> State:
+    """The state that shows `obs`."""
+    angles = jnp.arctan2(obs[1:4:2], obs[0:4:2])
+    return State(jnp.concatenate([angles, obs[4:6]]), obs[6:])
 
 
 def reward(obs: Array, action: Array, next_obs: Array) -> Array:
