@@ -2,16 +2,23 @@
 
     python -m experiments.identify --env=pendulum --parameters=mass,length \\
         --num_episodes=10 --noise=0.01 --output=FOLDER
+    python -m experiments.identify --env=brax/inverted_pendulum --num_steps=23 \\
+        --horizon=7 --noise=0.001 --parameters=link.inertia.mass.1,dof.damping.1 \\
+        --output=FOLDER
 
 --env: an environment of the project's own with equations of motion, or brax/NAME on its
-generalized backend, observed as positions and velocities of the joints.
+generalized backend, observed as positions and velocities of its joints.
 --parameters: as in the simulator, such as mass, links.masses.0, link.inertia.mass.1 (a
 wrong name is answered with the right ones); mass=1.2 sets the true value, or with
 --data that around which the first guess is.
 
 The episodes are made here, by random actions from the true parameters, and noise is
 added; or they are read from --data, a .npz with obs [E, T + 1, O] and action [E, T, A].
-The fit starts at the simulator's values, each wrong by a random factor.
+The fit starts at the simulator's values, each wrong by a random factor.  Windows in
+which a joint comes near its stop are left out.
+
+What the recordings cannot tell is `unknown`.  If the residuals are not independent
+noise, the simulator does not explain the recordings, and everything is.
 
 Writes identification.json, in which null is infinite or unknown, and .png to --output.
 """
@@ -31,13 +38,17 @@ from mbrl_jax.envs import systems
 from mbrl_jax.types import Array
 
 NUM_FITS = 4
+MOST_MISFIT = 5.0
 
 
 class Found(NamedTuple):
     fit: identification.Fit
-    recorded: np.ndarray  # [W, H + 1, O], W = E K; the windows of an episode E apart
+    recorded: np.ndarray  # [W, H + 1, O]
     simulated: np.ndarray  # [W, H + 1, O]
     noise: np.ndarray  # [O] std
+    kept: np.ndarray  # [W] which of all windows; those of an episode are E apart
+    num_windows: int  # with those that were left out
+    misfit: float
 
 
 def main(argv: Sequence[str]) -> None:
@@ -61,7 +72,8 @@ def main(argv: Sequence[str]) -> None:
         obs, action = recordings.read(Path(values.data).expanduser(), source)
     else:
         shape = (values.num_episodes, values.num_steps)
-        obs, action = recordings.record(noise_key, source, true, shape, values.noise)
+        made = (noise_key, source, true, shape, values.noise, values.push)
+        obs, action = recordings.record(*made)
     factors = jax.random.uniform(guess_key, (len(true),), minval=-1.0, maxval=1.0)
     factors = jnp.exp(values.perturbation * factors)
     guess = {name: x * factors[i] for i, (name, x) in enumerate(true.items())}
@@ -71,7 +83,7 @@ def main(argv: Sequence[str]) -> None:
         "data": values.data or None,
         "num_episodes": obs.shape[0],
         "num_steps": action.shape[1],
-        "noise": None if values.data else values.noise,
+        **{x: None if values.data else values[x].value for x in ("noise", "push")},
         **summary(found, guess, {} if values.data else true),
     }
     folder = Path(values.output).expanduser()
@@ -94,12 +106,14 @@ def _flags() -> flags.FlagValues:
     flags.DEFINE_string("output", None, "folder to write to", flag_values=values)
     meaning = ".npz of recorded episodes; default: they are made"
     flags.DEFINE_string("data", "", meaning, flag_values=values)
-    meaning = "made"
+    meaning = "episodes that are made"
     flags.DEFINE_integer("num_episodes", 10, meaning, 1, flag_values=values)
-    meaning = "of an episode that is made"
+    meaning = "steps of each"
     flags.DEFINE_integer("num_steps", 100, meaning, 1, flag_values=values)
     meaning = "std of the noise that is added to every observation, in its own units"
     flags.DEFINE_float("noise", 0.01, meaning, 0.0, flag_values=values)
+    meaning = "random actions reach this fraction of their limits"
+    flags.DEFINE_float("push", 1.0, meaning, 0.0, flag_values=values)
     meaning = "steps that are simulated from a fitted start"
     flags.DEFINE_integer("horizon", 20, meaning, 1, flag_values=values)
     meaning = "the guess is wrong by factors of exp(-this) to exp(this)"
@@ -133,16 +147,32 @@ def identify(
 ) -> Found:
     """Fits `NUM_FITS` times, each time with the noise that the fit before has found."""
     data = identification.windows(obs, action, horizon)
-    spread = obs.std(axis=(0, 1))
-    noise = floor = jnp.where(spread > 0, spread, 1.0)
+    num_windows = len(data.obs)
+    kept = np.flatnonzero(jax.vmap(jax.vmap(system.holds))(data.obs).all(axis=1))
+    if not kept.size:
+        raise ValueError(
+            f"in all {num_windows} windows of {horizon} steps a joint is near its stop "
+            "or something is not finite; a smaller --horizon, --push or --num_steps?"
+        )
+    data = jax.tree.map(lambda x: x[kept], data)
+    spread = data.obs.std(axis=(0, 1))
+    noise = jnp.where(spread > 0, spread, 1.0)
+    floor = 1e-9 * noise  # there may be no noise
     fit = jax.jit(lambda scale: identification.fit(system, guess, data, scale))
     for _ in range(NUM_FITS):
-        scale = jnp.maximum(noise, 1e-9 * floor)  # there may be no noise
+        scale = jnp.maximum(noise, floor)
         found = fit(scale)
         rms = jnp.sqrt((found.residuals**2).mean(axis=(0, 1)))
         noise = scale * rms * found.noise / jnp.sqrt((rms**2).mean())
-    simulated = data.obs - found.residuals * scale[None, None]
-    return Found(found, *(np.asarray(x) for x in (data.obs, simulated, noise)))
+    errors = found.residuals * scale[None, None]
+    std = jnp.maximum(noise, 1e3 * floor)  # rounding is no misfit
+    standard = errors / std[None, None]
+    misfit = identification.misfit(standard, found.offsets.shape[1])
+    recorded = np.asarray(data.obs)
+    simulated = recorded - np.asarray(errors)
+    return Found(
+        found, recorded, simulated, np.asarray(noise), kept, num_windows, float(misfit)
+    )
 
 
 def summary(
@@ -150,11 +180,12 @@ def summary(
 ) -> dict[str, Any]:
     """What identification.json says."""
     fit = found.fit
+    explained = bool(fit.converged) and found.misfit < MOST_MISFIT
     parameters = {
         name: {
             "estimate": fit.estimate[name],
-            "interval": [fit.low[name], fit.high[name]],
-            "identifiable": fit.identifiable[name],
+            "interval": [fit.low[name], fit.high[name]] if explained else [0.0, np.inf],
+            "identifiable": fit.identifiable[name] & explained,
             "true": true.get(name),
             "guess": guess[name],
         }
@@ -165,7 +196,11 @@ def summary(
         "parameters": parameters,
         "worst_known_combination": worst,  # of logarithms
         "noise_std": found.noise,
+        "num_windows": found.num_windows,
+        "num_windows_used": len(found.kept),
         "converged": fit.converged,
+        "misfit": found.misfit,
+        "explained": explained,
     }
 
 
@@ -180,29 +215,40 @@ def table(report: run_folder.Record) -> str:
     widths = [max(len(row[i]) for row in rows) + 2 for i in range(4)]
     lines = ["".join(map(str.ljust, row, widths)).rstrip() for row in rows]
     worst = report["worst_known_combination"]
-    parts = (f"{name}^{float(x):.2f}" for name, x in worst["direction"].items())
-    if len(rows) > 2:
-        text = " ".join(parts)
+    if len(rows) > 2 and report["explained"]:
+        names = (f"{name}^{float(x):.2f}" for name, x in worst["direction"].items())
+        std = f"{100 * float(worst['std']):.2g} %"
+        lines += [f"worst known combination: {' '.join(names)}, std {std}"]
+    used, windows = report["num_windows_used"], report["num_windows"]
+    if used < windows:
         lines += [
-            f"worst known: {text}, within a factor exp({float(worst['std']):.2g})"
+            f"{used} of {windows} windows used: in the others a joint is near its stop"
         ]
     if not report["converged"]:
-        lines += ["warning: the fit has not converged"]
+        lines += ["warning: the fit has not converged; try another --seed or --horizon"]
+    elif not report["explained"]:
+        lines += [
+            f"warning: misfit {report['misfit']:.3g}, noise has at most {MOST_MISFIT:g}"
+            ": the simulator does not explain the recordings, and no interval holds"
+        ]
     return "\n".join(lines)
 
 
 def figure(found: Found, num_episodes: int, name: str) -> Any:
-    """The first episode recorded and identified; the residuals by time and by size."""
+    """An episode recorded and identified; the residuals by time and by size."""
     made, (first, growth, sizes) = plot.new_figure(3, width=13)
     length = found.recorded.shape[1]
-    residuals = (found.recorded - found.simulated) / found.noise
-    spread = found.recorded.std(axis=(0, 1)) + found.noise
+    spread = found.recorded.std(axis=(0, 1))
+    spread = np.where(spread > 0, spread, 1.0)
+    residuals = (found.recorded - found.simulated) / (found.noise + 1e-12 * spread)
+    episodes = found.kept % num_episodes
+    shown = np.flatnonzero(episodes == np.bincount(episodes).argmax())
     for i in range(len(found.noise)):
         how = {"color": plot.COLOURS[i % len(plot.COLOURS)]}
-        for k, w in enumerate(range(0, len(found.recorded), num_episodes)):
-            steps = np.arange(length) + k * length
+        for w in shown:
+            steps = np.arange(length) + found.kept[w] // num_episodes * length
             seen, line = found.recorded[w, :, i], found.simulated[w, :, i]
-            label = f"obs {i}" if k == 0 else None
+            label = f"obs {i}" if w == shown[0] else None
             first.plot(steps, line / spread[i], label=label, **how)
             first.plot(steps, seen / spread[i], ".", markersize=3, **how)
         rms = np.sqrt((residuals[:, :, i] ** 2).mean(axis=0))

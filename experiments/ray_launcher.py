@@ -73,8 +73,9 @@ def _run(
         if running:
             for one in running:
                 ray.cancel(one)  # what Ctrl-C is to a process
-            ray.wait([*running], num_returns=len(running), timeout=GRACE)
-            for one in running:
+            _, left = ray.wait([*running], num_returns=len(running), timeout=GRACE)
+            # to cancel one that has just ended can abort this process
+            for one in left:
                 ray.cancel(one, force=True)
 
 

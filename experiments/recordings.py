@@ -12,13 +12,14 @@ import numpy as np
 
 from mbrl_jax import envs, identification
 from mbrl_jax.envs import systems
-from mbrl_jax.types import Array, Key
+from mbrl_jax.types import Array, Key, PyTree
 
 
 class Source(NamedTuple):
     """Where episodes can come from."""
 
     system: systems.System
+    parameters: PyTree  # all of them, also what `system` leaves out
     start: Callable[[Key], Array]  # [D]
     low: Array  # [A] limits of the actions
     high: Array  # [A]
@@ -30,13 +31,16 @@ def make_source(name: str) -> Source:
     if library != "brax":
         system, env = systems.own(name), envs.make(name)
         limit = jnp.full(env.action_size, env.action_limit)
-        return Source(
-            system, lambda key: system.place(env.reset(key).obs), -limit, limit
-        )
+        first = lambda key: system.place(env.reset(key).obs)
+        return Source(system, system.parameters, first, -limit, limit)
     brax = importlib.import_module("mbrl_jax.envs.brax")  # takes seconds
     if task not in brax.TASKS:
         raise ValueError(f"unknown Brax task {task!r}; known: {', '.join(brax.TASKS)}")
-    brax_env = brax._build(task, "generalized")
+    try:
+        brax_env = brax.build(task, "generalized")
+        system = systems.of_brax(brax_env)
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"{name} cannot be simulated here: {error}") from error
 
     def start(key: Key) -> Array:
         with jax.numpy_rank_promotion("allow"):
@@ -44,21 +48,28 @@ def make_source(name: str) -> Source:
         return jnp.concatenate([state.q, state.qd])
 
     low, high = brax_env.sys.actuator.ctrl_range.T
-    return Source(systems.of_brax(brax_env), start, low, high)
+    return Source(system, brax_env.sys, start, low, high)
 
 
 def record(
-    key: Key, source: Source, true: systems.Values, shape: tuple[int, int], noise: float
+    key: Key,
+    source: Source,
+    true: systems.Values,
+    shape: tuple[int, int],
+    noise: float,
+    push: float = 1.0,
 ) -> tuple[Array, Array]:
-    """obs [E, T + 1, O] and action [E, T, A], uniform, for `shape` = (E, T)."""
+    """obs [E, T + 1, O] and action [E, T, A], uniform, for `shape` = (E, T).
+
+    Actions are within their limits times `push`.
+    """
+    system = source.system._replace(parameters=source.parameters)
     start_key, action_key, noise_key = jax.random.split(key, 3)
     starts = jax.vmap(source.start)(jax.random.split(start_key, shape[0]))
     uniform = jax.random.uniform(action_key, (*shape, len(source.low)))
-    low, high = (x[None, None] for x in (source.low, source.high))
+    low, high = (push * x[None, None] for x in (source.low, source.high))
     action = low + (high - low) * uniform
-    run = lambda start, action: identification.simulate(
-        source.system, true, start, action
-    )
+    run = lambda start, action: identification.simulate(system, true, start, action)
     obs = jax.jit(jax.vmap(run))(starts, action)
     return obs + noise * jax.random.normal(noise_key, obs.shape), action
 

@@ -16,142 +16,27 @@ A short horizon with a `value` after it is MAAC and SVG(H).  A sample that is no
 is left out and counted.  What depends on where an episode ends is not seen by the
 pathwise gradient, nor is anything that jumps: only the likelihood ratio sees it.
 
-    system = gradients.from_env(env)
-    actor = gradients.gaussian(lambda params, obs: Gaussian(mean, std))
-    problem = gradients.Problem(system, actor, horizon=32)
+    problem = closed_loop.Problem(system, actor, horizon=32)
     estimate = jax.jit(lambda key: gradients.pathwise(key, params, problem, 64))(key)
+
+`pathwise_mean` is for training: only the mean of `pathwise`, several times as fast.
+`check` says at once where there is no gradient through a simulator at all.
 """
 
 from collections.abc import Callable
-from functools import partial
-from typing import Any, NamedTuple
+from functools import lru_cache, partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import Literal
 from jax.flatten_util import ravel_pytree
 
-from mbrl_jax.ops import estimate, scan
+from mbrl_jax import closed_loop
+from mbrl_jax.closed_loop import Carry, Problem, Rollout, Step
+from mbrl_jax.ops import estimate, finite, scan
 from mbrl_jax.ops.estimate import Estimate, summarise
-from mbrl_jax.types import Array, Env, Gaussian, Key, Model, Params, PyTree
-
-
-class System(NamedTuple):
-    """What a policy is rolled out in: the true simulator, or a learned model."""
-
-    reset: Callable[[Key], PyTree]  # -> state
-    step: Callable[[Key, PyTree, Array], PyTree]  # (key, state, action) -> next state
-    observe: Callable[[PyTree], Array]  # state -> obs [O]
-    reward: Callable[[PyTree, Array, PyTree], Array]  # (state, action, next state)
-    terminal: Callable[[PyTree, Array, PyTree], Array]  # the same -> [] bool
-    log_prob: Callable[[PyTree, Array, PyTree], Array] | None = None
-    # the same -> [] log-density of the next state; None if it has none
-
-
-class Actor(NamedTuple):
-    """A policy with parameters."""
-
-    sample: Callable[[Params, Key, Array], Array]  # (params, key, obs) -> action [A]
-    log_prob: Callable[[Params, Array, Array], Array] | None = None
-    # (params, obs, action) -> []; None if the policy is deterministic
-
-
-class Problem(NamedTuple):
-    """The expected return whose gradient is wanted."""
-
-    system: System
-    actor: Actor
-    horizon: int  # H
-    discount: float | Array = 1.0
-    value: Callable[[Array], Array] | None = None  # obs [O] -> [], of what follows
-    segment: int = 0  # steps between the states that are kept, see ops/scan
-
-
-class Rollout(NamedTuple):
-    """One sample.  `rewards` [H] are discounted, 0 after the end of the episode."""
-
-    final: PyTree  # state
-    bootstrap: Array  # [] discount^H value(obs_H), 0 after the end of the episode
-    rewards: Array  # [H]
-    alive: Array  # [H] bool, whether the step was before the end
-
-
-def from_env(env: Env) -> System:
-    """The true simulator.  It goes on through a time limit, but not after an end."""
-    if env.host:
-        raise ValueError(f"{env.name} steps outside jax: it has no gradient")
-    return System(
-        reset=env.reset,
-        step=lambda key, state, action: env.step(state, action),
-        observe=lambda state: state.obs,
-        reward=lambda state, action, next_state: next_state.reward,
-        terminal=lambda state, action, next_state: next_state.terminal,
-    )
-
-
-def from_model(
-    model: Model,
-    state: PyTree,
-    read: Callable[[Array, Array, Array], Any],
-    starts: Array,
-    action_size: int,
-) -> System:
-    """A learned model: each step asks one member, drawn anew (TS1 of PETS).
-
-    `read` is as `imagine.outcome` makes it: (obs [O], action [A], y [D]) -> `.reward`,
-    `.terminal`.  The state is y, the model's last outcome, of which obs comes first;
-    rollouts begin at rows of `starts` [B, O].  What is predicted with a std of 0 counts
-    as known; where that is everything, replace `log_prob` by None.
-    """
-    members = model.members(state)
-    num_members = jax.tree.leaves(members)[0].shape[0]
-    obs_size = starts.shape[1]
-
-    def predict(member: Array, y: Array, action: Array) -> Gaussian:
-        one = jax.tree.map(lambda x: x[member], members)
-        return model.predict(one, y[:obs_size], action)
-
-    blank = jax.eval_shape(
-        predict, jnp.zeros((), int), starts[0], jnp.zeros(action_size)
-    )
-
-    def reset(key: Key) -> Array:
-        row = jax.random.randint(key, (), 0, starts.shape[0])
-        return (
-            jnp.zeros(blank.mean.shape, blank.mean.dtype).at[:obs_size].set(starts[row])
-        )
-
-    def step(key: Key, y: Array, action: Array) -> Array:
-        member_key, noise_key = jax.random.split(key)
-        member = jax.random.randint(member_key, (), 0, num_members)
-        return _sample(noise_key, predict(member, y, action))
-
-    def log_prob(y: Array, action: Array, next_y: Array) -> Array:
-        every = jax.vmap(predict, in_axes=(0, None, None))
-        mixture = every(jnp.arange(num_members), y, action)  # [M, D]
-        each = jax.vmap(_log_density, in_axes=(0, None))(mixture, next_y)
-        return jax.nn.logsumexp(each) - jnp.log(num_members)
-
-    return System(
-        reset=reset,
-        step=step,
-        observe=lambda y: y[:obs_size],
-        reward=lambda y, action, next_y: read(y[:obs_size], action, next_y).reward,
-        terminal=lambda y, action, next_y: read(y[:obs_size], action, next_y).terminal,
-        log_prob=log_prob,
-    )
-
-
-def gaussian(apply: Callable[[Params, Array], Gaussian]) -> Actor:
-    """A stochastic policy: `apply` maps (params, obs) to the mean and std [A]."""
-    return Actor(
-        sample=lambda params, key, obs: _sample(key, apply(params, obs)),
-        log_prob=lambda params, obs, action: _log_density(apply(params, obs), action),
-    )
-
-
-def deterministic(apply: Callable[[Params, Array], Array]) -> Actor:
-    """`apply` maps (params, obs) to the action [A]."""
-    return Actor(sample=lambda params, key, obs: apply(params, obs))
+from mbrl_jax.types import Array, Env, EnvState, Key, Params, PyTree
 
 
 def pathwise(
@@ -169,12 +54,66 @@ def pathwise(
     """
 
     def objective(params: Params, start: PyTree, key: Key) -> tuple[Array, Array]:
-        total, sample = rollout(key, params, problem, start, window=window)
-        return total, sample.rewards.sum()
+        total, sample = closed_loop.rollout(key, params, problem, start, window=window)
+        return total, sample.steps.weighted.sum()
 
     starts, keys = _starts(key, problem, num_samples)
     gradient = jax.grad(objective, has_aux=True)
     return summarise(*jax.vmap(gradient, in_axes=(None, 0, 0))(params, starts, keys))
+
+
+def pathwise_mean(
+    key: Key, params: Params, problem: Problem, starts: PyTree
+) -> tuple[Params, Rollout, Array]:
+    """The mean of `pathwise` over samples from the states `starts` [N, ...].
+
+    Returns the gradient, the samples [N, ...], and which were finite, [N] bool, others
+    are left out.  The gradients with respect to the actions are what is computed sample
+    by sample; the policy is differentiated for all of them at once.
+    """
+    actor, num_samples = problem.actor, jax.tree.leaves(starts)[0].shape[0]
+    keys, times = jax.random.split(key, num_samples), jnp.arange(problem.horizon)
+
+    def objective(nudges: Array, start: PyTree, key: Key) -> tuple[Array, Rollout]:
+        def step(carry: Carry, x: tuple[Array, Array]) -> tuple[Carry, Step]:
+            time, nudge = x
+            sample = lambda *args: actor.sample(*args) + nudge
+            nudged = problem._replace(actor=actor._replace(sample=sample))
+            return closed_loop.step(nudged, closed_loop.free, params, key, carry, time)
+
+        carry, steps = scan.checkpointed(
+            step, closed_loop.begin(start), (times, nudges), problem.segment
+        )
+        bootstrap = closed_loop.bootstrap(problem, carry)
+        return steps.weighted.sum() + bootstrap, Rollout(carry[0], bootstrap, steps)
+
+    first = jax.vmap(problem.system.observe)(starts)[0]
+    like = jax.eval_shape(actor.sample, params, key, first)
+    nudges = jnp.zeros((num_samples, problem.horizon, *like.shape), like.dtype)
+    pulls, samples = jax.vmap(jax.grad(objective, has_aux=True))(nudges, starts, keys)
+    obs = samples.steps.obs
+    valid = finite.all_finite((pulls, obs, samples.steps.weighted), num_batch_axes=1)
+    mask = valid[:, None, None]
+    obs, pulls = jnp.where(mask, obs, 0), jnp.where(mask, pulls, 0)
+
+    def add(total: Params, x: tuple[Array, Array, Array]) -> tuple[Params, None]:
+        time, obs, pull = x  # of all samples at one time, which stay in the cache
+
+        def act(params: Params) -> Array:
+            one = lambda key, obs: actor.sample(
+                params, closed_loop.act_key(key, time), obs
+            )
+            return jax.vmap(one)(keys, obs)
+
+        (gradient,) = jax.vjp(act, params)[1](pull)
+        return jax.tree.map(jnp.add, total, gradient), None
+
+    by_time = lambda x: jnp.swapaxes(x, 0, 1)
+    total, _ = jax.lax.scan(
+        add, jax.tree.map(jnp.zeros_like, params), (times, by_time(obs), by_time(pulls))
+    )
+    number = jnp.maximum(valid.sum(), 1)
+    return jax.tree.map(lambda x: x / number, total), samples, valid
 
 
 def likelihood_ratio(
@@ -183,25 +122,25 @@ def likelihood_ratio(
     """The score function; of the actions, else of the next states."""
     _check_density(problem)
     starts, keys = _starts(key, problem, num_samples)
-    sample = lambda start, key: rollout(key, params, problem, start)[1]
+    sample = lambda start, key: closed_loop.rollout(key, params, problem, start)[1]
     samples = jax.vmap(sample)(starts, keys)
-    advantages = _advantages(samples.rewards, samples.alive, samples.bootstrap)
+    advantages = _advantages(samples.steps, samples.bootstrap)
 
     def surrogate(params: Params, start: PyTree, key: Key, advantages: Array) -> Array:
         def step(carry: Any, x: tuple[Array, Array]) -> tuple[Any, Array]:
             (time, advantage), hold = x, jax.lax.stop_gradient
-            carry, (reward, log_prob, _) = _step(
+            carry, done = closed_loop.step(
                 problem, hold, params, key, hold(carry), time
             )
-            return carry, reward + advantage * log_prob
+            return carry, done.weighted + advantage * done.log_prob
 
         xs = (jnp.arange(problem.horizon), advantages)
-        carry = (start, jnp.ones(()))
+        carry = closed_loop.begin(start)
         return scan.checkpointed(step, carry, xs, problem.segment)[1].sum()
 
     in_axes = (None, 0, 0, 0)
     gradients = jax.vmap(jax.grad(surrogate), in_axes)(params, starts, keys, advantages)
-    return summarise(gradients, samples.rewards.sum(axis=1))
+    return summarise(gradients, samples.steps.weighted.sum(axis=1))
 
 
 def total_propagation(
@@ -219,26 +158,28 @@ def total_propagation(
     _check_density(problem)
     starts, keys = _starts(key, problem, num_samples)
     times = scan.segments(jnp.arange(problem.horizon), problem.segment or 1)
-    advance = jax.vmap(partial(_step, problem, _free, params), (0, 0, None))
+    move = partial(closed_loop.step, problem, closed_loop.free, params)
+    advance = jax.vmap(move, (0, 0, None))
 
-    def run(carry: Any, times: Array) -> tuple[Any, tuple]:  # a segment of all samples
-        def step(before: Any, time: Array) -> tuple[Any, tuple]:
-            after, (rewards, _, alive) = advance(keys, before, time)
-            return after, (before, rewards, alive)
+    def run(carry: Carry, times: Array) -> tuple[Carry, tuple[Carry, Step]]:
+        def step(before: Carry, time: Array) -> tuple[Carry, tuple[Carry, Step]]:
+            after, done = advance(keys, before, time)
+            return after, (before, done)
 
-        return jax.lax.scan(step, carry, times)
+        return jax.lax.scan(step, carry, times)  # a segment of all samples
 
-    def forward(carry: Any, times: Array) -> tuple[Any, tuple]:
-        after, (_, rewards, alive) = run(carry, times)
-        return after, (carry, rewards, alive)
+    def forward(carry: Carry, times: Array) -> tuple[Carry, tuple[Carry, Step]]:
+        after, (_, steps) = run(carry, times)
+        return after, (carry, steps)
 
-    carry = (starts, jnp.ones(num_samples))
-    last, (kept, *record) = jax.lax.scan(forward, carry, times)
-    rewards, alive = (x.reshape(-1, num_samples).T for x in record)  # [N, H]
+    carry = jax.vmap(closed_loop.begin)(starts)
+    last, (kept, steps) = jax.lax.scan(forward, carry, times)
+    in_order = lambda x: jnp.moveaxis(x.reshape(-1, *x.shape[2:]), 0, 1)
+    steps = jax.tree.map(in_order, steps)  # [N, H, ...]
     bootstraps, messages = jax.vmap(partial(_last_message, problem))(last)
-    advantages = _advantages(rewards, alive, bootstraps).T.reshape(*times.shape, -1)
+    advantages = _advantages(steps, bootstraps).T.reshape(*times.shape, -1)
 
-    def sweep(later: Any, x: tuple[Any, Array, Array]) -> tuple[Any, None]:
+    def sweep(later: Any, x: tuple[Carry, Array, Array]) -> tuple[Any, None]:
         carry, times, advantages = x
         before = run(carry, times)[1][0]  # [segment, N, ...], computed again
         back = partial(_mixed_step_back, problem, params, keys)
@@ -248,7 +189,7 @@ def total_propagation(
     (_, gradients), _ = jax.lax.scan(
         sweep, (messages, zeros), (kept, times, advantages), reverse=True
     )
-    return summarise(gradients, rewards.sum(axis=1))
+    return summarise(gradients, steps.weighted.sum(axis=1))
 
 
 def finite_difference(
@@ -269,9 +210,11 @@ def finite_difference(
     starts, keys = _starts(key, problem, num_samples)
 
     def totals(vector: Array) -> tuple[Array, Array]:  # objective and return, [N]
-        one = lambda start, key: rollout(key, unravel(vector), problem, start)
-        total, samples = jax.vmap(one)(starts, keys)
-        return total, samples.rewards.sum(axis=1)
+        one = partial(closed_loop.rollout, params=unravel(vector), problem=problem)
+        total, samples = jax.vmap(lambda start, key: one(key, start=start))(
+            starts, keys
+        )
+        return total, samples.steps.weighted.sum(axis=1)
 
     def derivative(i: Array) -> Array:  # [N]
         up, down = vector.at[i].add(step), vector.at[i].add(-step)
@@ -294,12 +237,14 @@ def log_growth(key: Key, params: Params, problem: Problem) -> Array:
 
     def step(carry: Any, time: Array) -> tuple[Any, Array]:
         state, product, log_scale = carry
-        vector, rebuild = _float_vector(state)
+        vector, rebuild = closed_loop.float_vector(state)
 
         def move(vector: Array) -> tuple[Array, PyTree]:
-            running = (rebuild(vector), jnp.ones(()))
-            (state, _), _ = _step(problem, _free, params, key, running, time)
-            return _float_vector(state)[0], state
+            running = closed_loop.begin(rebuild(vector))
+            (state, _), _ = closed_loop.step(
+                problem, closed_loop.free, params, key, running, time
+            )
+            return closed_loop.float_vector(state)[0], state
 
         jacobian, state = jax.jacfwd(move, has_aux=True)(vector)
         product = jacobian @ product
@@ -310,74 +255,56 @@ def log_growth(key: Key, params: Params, problem: Problem) -> Array:
             jnp.linalg.norm(product, ord=2)
         )
 
-    size = _float_vector(start)[0].size
+    size = closed_loop.float_vector(start)[0].size
     carry = (start, jnp.eye(size), jnp.zeros(()))
     return jax.lax.scan(step, carry, jnp.arange(problem.horizon))[1]
 
 
-def rollout(
-    key: Key,
-    params: Params,
-    problem: Problem,
-    start: PyTree,
-    *,
-    window: int | None = None,
-) -> tuple[Array, Rollout]:
-    """One sample of what is to be maximised, from the state `start`; differentiable.
+@lru_cache(maxsize=16)
+def check(env: Env) -> None:
+    """Raises ValueError if there is no gradient through the simulator `env`.
 
-    With a `window`, the sum over windows of rewards and the value at the end, each a
-    function of the state it begins in, taken as given (SHAC, Eq. 5).
+    It is traced, but neither compiled nor run: two steps, so that a reward of the state
+    before a step depends on an action.
     """
-    window = problem.horizon if window is None else window
-    if window < 1 or problem.horizon % window:
-        raise ValueError(f"window {window} does not divide horizon {problem.horizon}")
+    if env.host:
+        raise ValueError(f"{env.name} steps outside jax: it has no gradient")
 
-    def run(carry: Any, times: Array) -> tuple[Any, tuple[Array, Array, Array]]:
-        body = partial(_step, problem, _free, params, key)
-        carry, (rewards, _, alive) = scan.checkpointed(
-            body, jax.lax.stop_gradient(carry), times, problem.segment
+    def total(action: Array, state: EnvState) -> Array:
+        def step(state: EnvState, _: None) -> tuple[EnvState, Array]:
+            state = env.step(state, action)
+            return state, state.reward
+
+        return jax.lax.scan(step, state, length=2)[1].sum()
+
+    def tangent(action: Array, direction: Array, state: EnvState) -> Array:
+        along = lambda action: total(action, state)
+        return jax.jvp(along, (action,), (direction,))[1]
+
+    state = jax.eval_shape(env.reset, jax.random.key(0))
+    action = jnp.zeros(env.action_size, state.obs.dtype)
+    jaxpr = jax.make_jaxpr(tangent)(action, action, state).jaxpr
+    moved = {jaxpr.invars[1]}
+    for equation in jaxpr.eqns:
+        if any(x in moved for x in equation.invars if not isinstance(x, Literal)):
+            moved |= {*equation.outvars}
+    if not {x for x in jaxpr.outvars if not isinstance(x, Literal)} & moved:
+        raise ValueError(
+            f"the gradient of the return of {env.name} is exactly 0: its reward does "
+            "not change with the actions, or only by jumps.  Give it a reward that "
+            "does, or take a method that needs no gradient of the simulator (pets)"
         )
-        return carry, (rewards, alive, _bootstrap(problem, carry))
-
-    carry = (start, jnp.ones(()))
-    times = jnp.arange(problem.horizon).reshape(-1, window)
-    (final, _), (rewards, alive, bootstraps) = scan.checkpointed(
-        run, carry, times, min(problem.segment, 1)
-    )
-    sample = Rollout(final, bootstraps[-1], rewards.ravel(), alive.ravel())
-    return rewards.sum() + bootstraps.sum(), sample
-
-
-def _step(
-    problem: Problem,
-    hold: Callable[[PyTree], PyTree],
-    params: Params,
-    key: Key,  # of the rollout: shorter horizons see the same noise
-    carry: tuple[PyTree, Array],  # state; weight of the next reward, 0 after the end
-    time: Array,
-) -> tuple[tuple[PyTree, Array], tuple[Array, Array, Array]]:
-    """One step: the carry after it; its weighted reward, log-density, whether alive.
-
-    Samples that have a density go through `hold`: `_free` for the pathwise gradient;
-    with `stop_gradient` the gradient goes through the log-density in their place.
-    """
-    (system, actor), (state, weight) = problem[:2], carry
-    act_key, step_key = jax.random.split(jax.random.fold_in(key, time))
-    obs, log_prob = system.observe(state), jnp.zeros(())
-    action = actor.sample(params, act_key, obs)
-    if actor.log_prob is not None:
-        action = hold(action)
-        log_prob += actor.log_prob(params, obs, action)
-    next_state = system.step(step_key, state, action)
-    if system.log_prob is not None:
-        next_state = hold(next_state)
-        log_prob += system.log_prob(state, action, next_state)
-    alive, step = weight > 0, (state, action, next_state)
-    reward = jnp.where(alive, weight * system.reward(*step), 0)
-    weight = jnp.where(system.terminal(*step), 0, problem.discount * weight)
-    # a state that has ended stays, so that nothing after it can become non-finite
-    state = jax.tree.map(lambda new, old: jnp.where(alive, new, old), next_state, state)
-    return (state, weight), (reward, log_prob, alive)
+    try:
+        jax.eval_shape(jax.grad(total), action, state)
+    except ValueError as error:
+        if "Reverse-mode differentiation" not in str(error):
+            raise
+        raise ValueError(
+            f"{env.name} cannot be differentiated in reverse: a step loops until it "
+            "has converged.  Take another backend (brax/NAME/spring or generalized), "
+            'or a fixed number of iterations: envs.brax.make(NAME, "mjx", '
+            "solver_iterations=1)"
+        ) from error
 
 
 def _mixed_step_back(
@@ -401,49 +328,43 @@ def _pull(
     problem: Problem,
     params: Params,
     key: Key,
-    carry: tuple[PyTree, Array],
+    carry: Carry,
     time: Array,
     advantage: Array,
     message: Array,  # [D] gradient with respect to the state after the step
 ) -> tuple[tuple[Params, Array], tuple[Params, Array]]:
     """What a step adds to the gradient with respect to `params`, and the message to the
     step before: by likelihood ratio, and pathwise."""
-    vector, rebuild = _float_vector(carry[0])
+    vector, rebuild = closed_loop.float_vector(carry[0])
 
     def pull(hold: Callable[[PyTree], PyTree], score: Array) -> tuple[Params, Array]:
         def move(params: Params, vector: Array) -> tuple[Array, Array, Array]:
             before = (rebuild(vector), carry[1])
-            (state, _), (reward, log_prob, _) = _step(
+            (state, _), done = closed_loop.step(
                 problem, hold, params, key, before, time
             )
-            return _float_vector(state)[0], reward, log_prob
+            vector = closed_loop.float_vector(state)[0]
+            return vector, done.weighted, done.log_prob
 
         (_, reward, log_prob), back = jax.vjp(move, params, vector)
         return back((message, jnp.ones_like(reward), score.astype(log_prob.dtype)))
 
-    return pull(jax.lax.stop_gradient, advantage), pull(_free, jnp.zeros(()))
+    pathwise = pull(closed_loop.free, jnp.zeros(()))
+    return pull(jax.lax.stop_gradient, advantage), pathwise
 
 
-def _last_message(problem: Problem, carry: tuple[PyTree, Array]) -> tuple[Array, Array]:
+def _last_message(problem: Problem, carry: Carry) -> tuple[Array, Array]:
     """The value after the horizon, and its gradient [D]."""
-    vector, rebuild = _float_vector(carry[0])
-    value = lambda vector: _bootstrap(problem, (rebuild(vector), carry[1]))
+    vector, rebuild = closed_loop.float_vector(carry[0])
+    value = lambda vector: closed_loop.bootstrap(problem, (rebuild(vector), carry[1]))
     return jax.value_and_grad(value)(vector)
 
 
-def _advantages(rewards: Array, alive: Array, bootstraps: Array) -> Array:
+def _advantages(steps: Step, bootstraps: Array) -> Array:
     """Weights [N, H] of the score: the return to go, less that of the other samples."""
-    returns = estimate.to_go(rewards.at[:, -1].add(bootstraps))
+    returns = estimate.to_go(steps.weighted.at[:, -1].add(bootstraps))
     advantages = estimate.leave_one_out(returns)
-    return jnp.where(alive | jnp.isnan(advantages), advantages, 0)
-
-
-def _bootstrap(problem: Problem, carry: tuple[PyTree, Array]) -> Array:
-    state, weight = carry
-    if problem.value is None:
-        return jnp.zeros_like(weight)
-    value = problem.value(problem.system.observe(state))
-    return jnp.where(weight > 0, weight * value, 0)
+    return jnp.where(steps.alive | jnp.isnan(advantages), advantages, 0)
 
 
 def _starts(key: Key, problem: Problem, num_samples: int) -> tuple[PyTree, Key]:
@@ -461,35 +382,3 @@ def _check_density(problem: Problem) -> None:
             "a likelihood ratio needs a density, but neither the actor nor the system "
             "has a log_prob: make one of them stochastic, or use pathwise"
         )
-
-
-def _free(sample: PyTree) -> PyTree:
-    return sample
-
-
-def _sample(key: Key, distribution: Gaussian) -> Array:
-    mean, std = distribution
-    return mean + std * jax.random.normal(key, mean.shape, mean.dtype)
-
-
-def _log_density(distribution: Gaussian, x: Array) -> Array:
-    """Summed over the entries that have one, those with a std above 0."""
-    random = distribution.std > 0
-    std = jnp.where(random, distribution.std, 1)
-    log_prob = jax.scipy.stats.norm.logpdf(x, distribution.mean, std)
-    return jnp.where(random, log_prob, 0).sum()
-
-
-def _float_vector(tree: PyTree) -> tuple[Array, Callable[[Array], PyTree]]:
-    """The floating-point leaves as one vector, and the way back."""
-    leaves, structure = jax.tree.flatten(tree)
-    where = [i for i, x in enumerate(leaves) if jnp.issubdtype(x.dtype, jnp.floating)]
-    vector, unravel = ravel_pytree([leaves[i] for i in where])
-
-    def rebuild(vector: Array) -> PyTree:
-        new = dict(zip(where, unravel(vector), strict=True))
-        return jax.tree.unflatten(
-            structure, [new.get(i, x) for i, x in enumerate(leaves)]
-        )
-
-    return vector, rebuild

@@ -25,7 +25,8 @@ which is right where noise drives the motion and not the sensors; there
 What the data cannot tell is said in two ways: `identifiable` of a parameter is false if
 its 95 % interval reaches down to 0 (infinite intervals do), and `direction` is the
 combination of parameters that is known worst: multiplying each by exp(c * its entry)
-changes least of what is seen.
+changes least of what is seen.  Both only hold for a model that explains the data, which
+`misfit` of the residuals tells.
 """
 
 from typing import NamedTuple
@@ -128,6 +129,24 @@ def loss(
     return (residuals(system, values, data, scale, offsets) ** 2).mean()
 
 
+def misfit(errors: Array, num_own: int) -> Array:
+    """How unlike independent normal numbers [W, H + 1, O] are, in stds, [].
+
+    The largest of two: the correlation of successive ones in a dimension, and the sum
+    of squares of a window in which `num_own` unknowns were fitted, a chi-square made
+    normal by its cube root (Wilson and Hilferty, 1931).  Beyond 5 or so, the model
+    does not explain the recording, and no interval that rests on it holds.
+    """
+    num_windows, length, num_dims = errors.shape
+    products = (errors[:, 1:] * errors[:, :-1]).mean(axis=(0, 1))
+    serial = products.max() * jnp.sqrt(num_windows * (length - 1))
+    freedom = length * num_dims - num_own
+    variance = 2 / (9 * freedom)
+    share = (errors**2).sum(axis=(1, 2)) / freedom
+    sums = (jnp.cbrt(share) - (1 - variance)) / jnp.sqrt(variance)
+    return jnp.maximum(serial, sums.max())
+
+
 def descend(
     system: System,
     initial: Values,
@@ -208,7 +227,9 @@ def fit(
         offsets=found.own,
         residuals=found.residuals,
         losses=found.losses,
-        converged=found.losses[-6:][0] - found.losses[-1] < 0.01 * variance,
+        # A thousandth of `scale` is no noise but rounding.
+        converged=found.losses[-6:][0] - found.losses[-1]
+        < 0.01 * jnp.maximum(variance, 1e-6),
     )
 
 

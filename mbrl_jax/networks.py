@@ -62,3 +62,26 @@ class GaussianMLP(nn.Module):
         log_var = high - nn.softplus(high - log_var)
         log_var = low + nn.softplus(log_var - low)
         return mean, log_var
+
+
+class PolicyNetwork(nn.Module):
+    """The mean of an action, and the logarithm of its std relative to a first one.
+
+    Layer normalisation after each hidden layer, as in SHAC and Brax's APG.  The output
+    layer starts small, so that all actions are near 0.
+    """
+
+    hidden_sizes: tuple[int, ...]
+    action_size: int
+    activation: Callable[[Array], Array] = nn.elu
+
+    @nn.compact
+    def __call__(self, x: Array) -> tuple[Array, Array]:
+        dtype = jnp.result_type(float)
+        init, layer = nn.initializers.orthogonal, partial(nn.Dense, param_dtype=dtype)
+        for size in self.hidden_sizes:
+            x = self.activation(layer(size, kernel_init=init())(x))
+            x = nn.LayerNorm(param_dtype=dtype)(x)
+        mean = layer(self.action_size, kernel_init=init(0.01))(x)
+        zeros = nn.initializers.zeros_init()
+        return mean, self.param("log_std", zeros, (self.action_size,), dtype)

@@ -1,8 +1,76 @@
 """Simple policies."""
 
-import jax
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
-from mbrl_jax.types import Array, Env, Key, Policy, PyTree
+import jax
+import jax.numpy as jnp
+
+from mbrl_jax.networks import PolicyNetwork
+from mbrl_jax.ops import normalize
+from mbrl_jax.types import Array, Env, Gaussian, Key, Params, Policy, PyTree
+
+EDGE = 1e-6  # an action nearer to its limit than this share is taken for this near
+
+
+class Squashed(NamedTuple):
+    """A Gaussian u, squashed: action = action_limit tanh(u)."""
+
+    init: Callable[[Key], Params]
+    gaussian: Callable[[Params, Array], Gaussian]  # of u, given obs [O]
+    squash: Callable[[Array], Array]  # u [A] -> action [A]
+    unsquash: Callable[[Array], Array]  # back
+
+
+def squashed(
+    env: Env, hidden_sizes: tuple[int, ...], init_std: float | Array
+) -> Squashed:
+    """A network for the mean; the std of u does not depend on obs (SHAC, Sec. 4)."""
+    network: Any = PolicyNetwork(hidden_sizes, env.action_size)
+
+    def gaussian(params: Params, obs: Array) -> Gaussian:
+        mean, log_std = network.apply(params, obs)
+        return Gaussian(mean, init_std * jnp.exp(log_std))
+
+    def unsquash(action: Array) -> Array:
+        return jnp.arctanh(jnp.clip(action / env.action_limit, EDGE - 1, 1 - EDGE))
+
+    return Squashed(
+        init=lambda key: network.init(key, jnp.zeros(env.obs_size)),
+        gaussian=gaussian,
+        squash=lambda u: env.action_limit * jnp.tanh(u),
+        unsquash=unsquash,
+    )
+
+
+def sampler(
+    network: Squashed, stats: normalize.Statistics
+) -> Callable[[Params, Key, Array], Array]:
+    """(params, key, obs) -> action, of observations normalised by `stats`."""
+
+    def sample(params: Params, key: Key, obs: Array) -> Array:
+        mean, std = network.gaussian(params, normalize.normalise(stats, obs))
+        return network.squash(mean + std * jax.random.normal(key, mean.shape))
+
+    return sample
+
+
+def noisy(network: Squashed, stats: normalize.Statistics, params: Params) -> Policy:
+    """Acts as `sampler` does."""
+    sample = sampler(network, stats)
+    return Policy(
+        lambda: (), lambda key, obs, memory: (sample(params, key, obs), memory)
+    )
+
+
+def greedy(network: Squashed, stats: normalize.Statistics, params: Params) -> Policy:
+    """Acts by the mean."""
+
+    def act(key: Key, obs: Array, memory: PyTree) -> tuple[Array, PyTree]:
+        mean, _ = network.gaussian(params, normalize.normalise(stats, obs))
+        return network.squash(mean), memory
+
+    return Policy(lambda: (), act)
 
 
 def uniform(env: Env) -> Policy:

@@ -27,6 +27,11 @@ def init(obs_size: int, action_size: int, capacity: int) -> Replay:
     return Replay(data, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
 
 
+def valid(replay: Replay) -> Array:
+    """Which rows are in, [C] bool."""
+    return jnp.arange(replay.capacity) < replay.size
+
+
 def insert(replay: Replay, transitions: Transition, valid: Array) -> Replay:
     """Appends the transitions [T, ...] where `valid` [T], oldest out first.
 

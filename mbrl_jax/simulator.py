@@ -127,6 +127,8 @@ def rk4(
     derivative: Callable[[Array], Array], state: Array, dt: float, num_steps: int = 1
 ) -> Array:
     """Classical Runge-Kutta, `num_steps` steps of `dt` (s); state [D]."""
+    # to compute it again is quicker than to keep all that its gradient needs
+    derivative = jax.checkpoint(derivative)
 
     def step(state: Array, _: None) -> tuple[Array, None]:
         k1 = derivative(state)

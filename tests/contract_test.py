@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from mbrl_jax import algorithms, rollout, simulator
-from mbrl_jax.algorithms import pets
+from mbrl_jax.algorithms import apg, bptt, pets, shac
 from mbrl_jax.envs import point_mass
 from mbrl_jax.models import ensemble
 from mbrl_jax.planners import mpc
@@ -35,7 +35,39 @@ class Row(NamedTuple):
 
 
 SHORT = simulator.time_limit(point_mass.make(), 4)
+TINY_MODEL = ensemble.Config(
+    num_members=3,
+    num_elites=2,
+    hidden_sizes=(8,),
+    weight_decay=(1e-3, 2e-3),
+    batch_size=4,
+    num_epochs=3,
+)
 ROWS = {
+    "apg": Row(
+        SHORT,
+        apg.Config(
+            num_envs=3,
+            horizon=4,
+            num_updates=2,
+            discount=0.9,
+            decay_steps=10,
+            hidden_sizes=(8,),
+            segment=2,
+        ),
+    ),
+    "bptt": Row(
+        SHORT,
+        bptt.Config(
+            capacity=10,
+            num_updates=2,
+            num_samples=4,
+            horizon=3,
+            discount=0.9,
+            hidden_sizes=(8,),
+            model=TINY_MODEL,
+        ),
+    ),
     "pets": Row(
         SHORT,
         pets.Config(
@@ -43,14 +75,19 @@ ROWS = {
             num_particles=4,
             planner="cem",
             plan=mpc.Config(horizon=3, num_samples=6, num_elites=3, num_iterations=2),
-            model=ensemble.Config(
-                num_members=3,
-                num_elites=2,
-                hidden_sizes=(8,),
-                weight_decay=(1e-3, 2e-3),
-                batch_size=4,
-                num_epochs=3,
-            ),
+            model=TINY_MODEL,
+        ),
+    ),
+    "shac": Row(
+        SHORT,
+        shac.Config(
+            num_envs=3,
+            horizon=4,
+            num_updates=2,
+            hidden_sizes=(8,),
+            critic_sizes=(8,),
+            num_epochs=2,
+            num_minibatches=3,
         ),
     ),
 }
@@ -300,7 +337,9 @@ def test_a_fault_of_the_simulator_stays_in_the_replay(run: Run):
     leaves = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, Replay))
     learned = [x for x in leaves if not isinstance(x, Replay)]
     assert all(is_key(x) or np.isfinite(x).all() for x in learned)
-    assert not all(np.isfinite(x).all() for x in jax.tree.leaves(metrics))  # it was bad
+    counted = [x for name, x in metrics.items() if "non_finite" in name]
+    seen = not all(np.isfinite(x).all() for x in metrics.values())
+    assert seen or any((x > 0).any() for x in counted)  # it was bad
     with pytest.raises(AssertionError):  # but not in vain
         assert_same(state, run.states[0])
     policy, obs = run.algorithm.policy(state), jnp.zeros(run.row.env.obs_size)

@@ -15,11 +15,11 @@ import pytest
 import scipy.linalg
 import scipy.stats
 
-from mbrl_jax import envs, gradients
-from mbrl_jax.gradients import Problem, System
+from mbrl_jax import closed_loop, envs, gradients
+from mbrl_jax.closed_loop import Problem, System
 from mbrl_jax.ops import estimate
 from mbrl_jax.ops.estimate import Estimate
-from mbrl_jax.types import Array, Gaussian, Key, Model, Params
+from mbrl_jax.types import Array, EnvState, Gaussian, Key, Model, Params
 
 A = np.array([[1.0, 0.2], [-0.3, 0.9]])
 B = np.array([[0.1], [0.4]])
@@ -58,8 +58,8 @@ def policy(params: Params, obs: Array) -> Gaussian:
     return Gaussian(mean, jnp.exp(params["log_std"]))
 
 
-STOCHASTIC = gradients.gaussian(policy)
-DETERMINISTIC = gradients.deterministic(lambda params, obs: policy(params, obs).mean)
+STOCHASTIC = closed_loop.gaussian(policy)
+DETERMINISTIC = closed_loop.deterministic(lambda params, obs: policy(params, obs).mean)
 
 
 def linear(noise_std: float = NOISE_STD, end: int | Array = 1000) -> System:
@@ -263,7 +263,7 @@ def doubling(end: int | Array) -> Problem:
             after[0], mean(state, action), DOUBLING_STD
         ),
     )
-    actor = gradients.deterministic(lambda params, obs: params)
+    actor = closed_loop.deterministic(lambda params, obs: params)
     return Problem(system, actor, MAX_HORIZON)
 
 
@@ -292,11 +292,11 @@ def test_total_propagation_breaks_the_curse_of_chaos():
 
 @pytest.mark.slow
 def test_total_propagation_on_a_double_pendulum():
-    actor = gradients.gaussian(
+    actor = closed_loop.gaussian(
         lambda params, obs: Gaussian(jnp.tanh(params @ obs), jnp.full(1, 0.3))
     )
     weights = jax.random.normal(jax.random.key(3), (1, 6))
-    problem = Problem(gradients.from_env(envs.make("acrobot")), actor, 80)
+    problem = Problem(closed_loop.from_env(envs.make("acrobot")), actor, 80)
     variance = {
         name: estimate.total_variance(
             jax.jit(partial(ESTIMATORS[name], problem=problem, num_samples=200))(
@@ -406,7 +406,7 @@ def test_memory_grows_with_the_square_root_of_the_horizon(name):
     """All but the rewards, a few numbers per step."""
     keys = jax.random.split(jax.random.key(0))
     weights = [jax.random.normal(keys[0], (64, 2)), jax.random.normal(keys[1], (1, 64))]
-    actor = gradients.gaussian(
+    actor = closed_loop.gaussian(
         lambda params, obs: Gaussian(params[1] @ jnp.tanh(params[0] @ obs), jnp.ones(1))
     )
 
@@ -442,9 +442,9 @@ def test_a_likelihood_ratio_needs_a_density(name):
 
 def test_the_true_simulator_against_a_loop():
     env = envs.make("pendulum")
-    actor = gradients.deterministic(lambda params, obs: jnp.tanh(params @ obs))
+    actor = closed_loop.deterministic(lambda params, obs: jnp.tanh(params @ obs))
     weights = jnp.array([[0.3, -0.2, 0.5]])
-    problem = Problem(gradients.from_env(env), actor, 8, 0.9)
+    problem = Problem(closed_loop.from_env(env), actor, 8, 0.9)
 
     def total(weights: Array, state: Any) -> Array:
         result = 0.0
@@ -467,7 +467,7 @@ def test_the_true_simulator_against_a_loop():
 def test_an_environment_on_the_host_has_no_gradient():
     env = envs.make("pendulum")._replace(host=True)
     with pytest.raises(ValueError, match="pendulum steps outside jax"):
-        gradients.from_env(env)
+        closed_loop.from_env(env)
 
 
 class Read(NamedTuple):
@@ -492,7 +492,7 @@ def linear_model(shift: float) -> System:
     model = Model(no, no, lambda state: state, predict)
     normals = np.random.default_rng(0).normal(size=(100_000, 2))
     starts = jnp.asarray(START_MEAN + START_STD * normals)
-    return gradients.from_model(model, jnp.arange(2.0), read, starts, action_size=1)
+    return closed_loop.from_model(model, jnp.arange(2.0), read, starts, action_size=1)
 
 
 @pytest.mark.parametrize("name", ["pathwise", "likelihood_ratio", "total_propagation"])
@@ -540,8 +540,8 @@ def test_growth_of_errors_in_a_linear_loop():
 @pytest.mark.parametrize("name", ["pathwise", "likelihood_ratio", "total_propagation"])
 def test_a_batch_of_problems_equals_single_ones(name):
     """Under vmap over what the functions close over; keys among the state."""
-    system = gradients.from_env(envs.make("linear_quadratic"))
-    actor = gradients.gaussian(
+    system = closed_loop.from_env(envs.make("linear_quadratic"))
+    actor = closed_loop.gaussian(
         lambda params, obs: Gaussian(params @ obs, jnp.full(1, 0.1))
     )
     weights = jnp.full((1, 4), -0.1)
@@ -557,3 +557,113 @@ def test_a_batch_of_problems_equals_single_ones(name):
     jax.tree.map(
         lambda x, y: np.testing.assert_allclose(x[1], y, rtol=1e-9), batch, single
     )
+
+
+# --- The mean for training.
+
+
+@pytest.mark.parametrize("segment", [0, 2])
+def test_the_mean_is_that_of_the_samples(segment):
+    problem = Problem(linear(), STOCHASTIC, 6, DISCOUNT, value, segment)
+    expected = run("pathwise", problem, 5)
+    starts, _ = gradients._starts(jax.random.key(0), problem, 5)
+    key = jax.random.split(jax.random.key(0))[1]
+    found, samples, valid = jax.jit(
+        lambda params: gradients.pathwise_mean(key, params, problem, starts)
+    )(params())
+    check = partial(np.testing.assert_allclose, rtol=1e-9)
+    jax.tree.map(check, found, expected.gradient)
+    check(samples.steps.weighted.sum(axis=1).mean(), expected.mean_return)
+    assert valid.all()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("where", ["start", "reward", "gradient"])
+def test_a_broken_sample_does_not_touch_the_mean(bad, where):
+    system = linear()
+    problem = Problem(system, STOCHASTIC, 4)
+    starts, _ = gradients._starts(jax.random.key(0), problem, 5)
+    hit = lambda state: state.origin == starts.origin[2]
+
+    def reward(state: State, action: Array, after: State) -> Array:
+        good = system.reward(state, action, after)
+        if where == "reward":
+            return jnp.where(hit(after), bad, good)
+        if where == "gradient":  # of a root at 0, it is infinite
+            good += jnp.sqrt(jnp.where(hit(after), 0 * after.x[0], 1.0)) - 1
+        return good
+
+    broken = problem._replace(system=system._replace(reward=reward))
+    if where == "start":
+        x = starts.x.at[2, 0].set(bad)
+        spoiled = starts._replace(x=x)
+    find = lambda problem, starts: gradients.pathwise_mean(
+        jax.random.key(1), params(), problem, starts
+    )
+    found, _, valid = find(broken, spoiled if where == "start" else starts)
+    assert valid.tolist() == [True, True, False, True, True]
+    still = problem._replace(
+        system=system._replace(
+            reward=lambda state, action, after: jnp.where(
+                hit(after), 0.0, system.reward(state, action, after)
+            )
+        )
+    )
+    without, _, _ = find(still, starts)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y * 5 / 4, rtol=1e-9), found, without
+    )
+
+
+# --- Where there is no gradient.
+
+
+@pytest.mark.parametrize("name", ["probe1", "probe2", "probe3"])
+def test_a_gradient_that_is_0_is_an_error(name):
+    with pytest.raises(ValueError, match=f"return of {name} is exactly 0: its reward"):
+        gradients.check(envs.make(name))
+
+
+@pytest.mark.parametrize(
+    "name", ["probe4", "probe5", "pendulum", "linear_quadratic", "reacher"]
+)
+def test_a_gradient_is_found(name):
+    gradients.check(envs.make(name))
+
+
+def test_a_step_that_loops_until_it_has_converged_is_an_error():
+    env = envs.make("pendulum")
+
+    def step(env_state: EnvState, action: Array) -> EnvState:
+        halve = lambda x: jax.lax.while_loop(lambda x: jnp.abs(x[0]) > 1, _half, x)
+        return env.step(env_state, halve(action))
+
+    with pytest.raises(ValueError, match="pendulum cannot be differentiated in rev"):
+        gradients.check(env._replace(step=step))
+
+
+def _half(x: Array) -> Array:
+    return x / 2
+
+
+def test_a_simulator_on_the_host_is_an_error():
+    with pytest.raises(ValueError, match="pendulum steps outside jax"):
+        gradients.check(envs.make("pendulum")._replace(host=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        ("brax/inverted_pendulum", "is exactly 0: its reward"),
+        ("brax/hopper/mjx", "cannot be differentiated in reverse.*solver_iterations"),
+        ("brax/reacher", ""),
+    ],
+)
+def test_what_brax_has(name, fault):
+    env = envs.make(name)
+    if not fault:
+        gradients.check(env)
+        return
+    with pytest.raises(ValueError, match=fault):
+        gradients.check(env)

@@ -5,6 +5,7 @@ import pytest
 
 from mbrl_jax import policies
 from mbrl_jax.envs import point_mass
+from mbrl_jax.ops import normalize
 from mbrl_jax.types import Array, Key, Policy, PyTree
 
 
@@ -46,3 +47,38 @@ def test_switch_under_vmap():
 
     memory = jax.vmap(run)(jnp.array([True, False]))
     np.testing.assert_array_equal(jnp.stack(memory), [[1, 0], [0, 10]])
+
+
+# --- The squashed Gaussian.
+
+ENV = point_mass.make()._replace(action_limit=3.0)
+STATS = normalize.Statistics(jnp.full(ENV.obs_size, 2.0), jnp.full(ENV.obs_size, 0.5))
+
+
+def test_a_squashed_policy_acts_within_the_limits_and_starts_near_0():
+    network = policies.squashed(ENV, (8, 8), 0.3)
+    params, obs = network.init(jax.random.key(0)), jnp.full(ENV.obs_size, 2.5)
+    sample = policies.sampler(network, STATS)
+    keys = jax.random.split(jax.random.key(1), 4000)
+    actions = jax.vmap(sample, (None, 0, None))(params, keys, obs)
+    greedy = policies.greedy(network, STATS, params)
+    mean, _ = greedy.act(keys[0], obs, greedy.init())
+    assert jnp.abs(mean).max() < 0.2
+    assert jnp.abs(actions).max() < 3
+    u = network.unsquash(actions)
+    np.testing.assert_allclose(network.squash(u), actions, rtol=1e-5)
+    centre, std = network.gaussian(params, jnp.ones(ENV.obs_size))  # (2.5 - 2) / 0.5
+    np.testing.assert_allclose(network.squash(centre), mean, rtol=1e-6)
+    np.testing.assert_allclose(std, 0.3, rtol=1e-6)
+    np.testing.assert_allclose(u.std(axis=0), 0.3, rtol=0.05)
+    np.testing.assert_allclose(u.mean(axis=0), centre, atol=0.02)
+    noisy = policies.noisy(network, STATS, params)
+    action, _ = noisy.act(keys[0], obs, noisy.init())
+    np.testing.assert_allclose(action, actions[0], rtol=1e-6)
+
+
+def test_an_action_at_its_limit_can_be_unsquashed():
+    network = policies.squashed(ENV, (8,), 0.3)
+    u = network.unsquash(jnp.array([-3.0, 3.0]))
+    assert np.isfinite(u).all()
+    np.testing.assert_allclose(network.squash(u), [-3, 3], rtol=1e-5)

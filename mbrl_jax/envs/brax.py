@@ -73,7 +73,7 @@ def make(
     full_name, task = f"brax/{name}/{backend}", TASKS[name]
     exact = backend in task.exact
     try:
-        brax_env = _build(name, backend)
+        brax_env = build(name, backend)
         if solver_iterations is not None:
             options = {"opt.iterations": solver_iterations}
             brax_env.sys = brax_env.sys.tree_replace(options)
@@ -245,7 +245,7 @@ TASKS = {
 }
 
 
-def _build(name: str, backend: str) -> Any:
+def build(name: str, backend: str) -> Any:
     """Brax's object, silently: no output, no warnings, no MUJOCO_LOG.TXT."""
     with contextlib.redirect_stdout(io.StringIO()), _lenient():
         import mujoco

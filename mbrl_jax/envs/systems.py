@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mbrl_jax.envs import acrobot, cartpole, pendulum, reacher
 from mbrl_jax.types import Array, PyTree
@@ -17,6 +18,12 @@ from mbrl_jax.types import Array, PyTree
 Values = Mapping[str, Array]  # {name: []}, such as "mass" or "links.masses.0"
 Dynamics = Callable[[PyTree, Array, Array], Array]
 # (parameters, state [D], action [A]) -> next state [D]
+
+STOP_MARGIN = 0.02  # for noise in the positions
+
+
+def finite(obs: Array) -> Array:
+    return jnp.isfinite(obs).all()
 
 
 class System(NamedTuple):
@@ -26,21 +33,20 @@ class System(NamedTuple):
     dynamics: Dynamics
     observe: Callable[[Array], Array]  # state [D] -> obs [O]
     place: Callable[[Array], Array]  # obs [O] -> the state [D] that shows it
+    holds: Callable[[Array], Array] = finite  # obs [O] -> [], are `dynamics` right?
 
 
 def constants(parameters: PyTree, names: Iterable[str]) -> dict[str, Array]:
     """The numbers of these names.  Raises ValueError for a name that is not there."""
     leaves, places = jax.tree.leaves(parameters), _places(parameters, names)
-    found = {name: (leaves[i], j) for name, (i, j) in places.items()}
-    return {name: x if j is None else x[j] for name, (x, j) in found.items()}
+    return {name: jnp.asarray(leaves[i])[at] for name, (i, at) in places.items()}
 
 
 def replace(parameters: PyTree, values: Values) -> PyTree:
     """`parameters` with other `values`; they may be traced.  Errors as `constants`."""
     leaves, tree = jax.tree.flatten(parameters)
-    for name, (i, j) in _places(parameters, values).items():
-        new = values[name]
-        leaves[i] = new if j is None else jnp.asarray(leaves[i]).at[j].set(new)
+    for name, (i, at) in _places(parameters, values).items():
+        leaves[i] = jnp.asarray(leaves[i]).at[at].set(values[name])
     return jax.tree.unflatten(tree, leaves)
 
 
@@ -59,8 +65,26 @@ def of_brax(brax_env: Any) -> System:
 
     States and observations are positions and velocities of the joints, (q, qd); actions
     are what the actuators get, which `step` of some tasks computes from [-1, 1].
+
+    The joints have no stops here: at one, motion turns within a step, least squares
+    have minima everywhere, and no derivative tells how far it holds.  So these dynamics
+    hold where every joint stays off its stops, by `STOP_MARGIN` of its range, a step
+    before and after.  With the `sys` of `brax_env` for parameters they have the stops.
     """
-    num_positions = brax_env.sys.q_size()
+    sys, dt = brax_env.sys, brax_env.dt
+    num_positions = sys.q_size()
+    q_index, qd_index = sys.q_idx("123"), sys.qd_idx("123")  # not of free joints
+
+    def holds(obs: Array) -> Array:
+        if sys.dof.limit is None:
+            return finite(obs)
+        low, high = (limit[qd_index] for limit in sys.dof.limit)
+        width = high - low
+        margin = jnp.where(jnp.isfinite(width), STOP_MARGIN * width, 0.0)
+        position = obs[:num_positions][q_index]
+        way = jnp.abs(obs[num_positions:][qd_index]) * dt
+        inside = (position - way > low + margin) & (position + way < high - margin)
+        return finite(obs) & inside.all()
 
     def dynamics(sys: PyTree, state: Array, action: Array) -> Array:
         changed = copy.copy(brax_env)
@@ -70,22 +94,20 @@ def of_brax(brax_env: Any) -> System:
             new = changed.pipeline_step(old, action)
         return jnp.concatenate([new.q, new.qd])
 
-    return System(brax_env.sys, dynamics, _same, _same)
+    free = sys.replace(dof=sys.dof.replace(limit=None))
+    return System(free, dynamics, _same, _same, holds)
 
 
 def _places(
     parameters: PyTree, names: Iterable[str]
-) -> dict[str, tuple[int, int | None]]:
-    """{name: (which leaf, which entry of it)} of float scalars and vectors."""
-    known: dict[str, tuple[int, int | None]] = {}
+) -> dict[str, tuple[int, tuple[int, ...]]]:
+    """{name: (which leaf, which entry of it)} of all floats."""
+    known: dict[str, tuple[int, tuple[int, ...]]] = {}
     for i, (path, leaf) in enumerate(jax.tree.leaves_with_path(parameters)):
         name = jax.tree_util.keystr(path, simple=True, separator=".")
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
-            continue
-        if jnp.ndim(leaf) == 0:
-            known[name] = i, None
-        elif jnp.ndim(leaf) == 1:
-            known |= {f"{name}.{j}": (i, j) for j in range(len(leaf))}
+        if jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            for at in np.ndindex(jnp.shape(leaf)):
+                known[".".join(map(str, (name, *at)))] = i, at
     for name in (names := list(names)):
         if name not in known:
             near = difflib.get_close_matches(name, known, n=5) or list(known)[:20]

@@ -39,3 +39,10 @@ def one_of(config: Any, field: str, known: Any) -> None:
     value = getattr(config, field)
     if value not in known:
         raise ValueError(f"{field} is {value!r}, must be one of: {', '.join(known)}")
+
+
+def divides(config: Any, field: str, whole: str) -> None:
+    """Raises ValueError, naming both, where one is neither 0 nor a divisor."""
+    part, total = getattr(config, field), getattr(config, whole)
+    if part and total % part:
+        raise ValueError(f"{field} is {part}, must divide {whole}, {total}")

@@ -65,7 +65,8 @@ def minimise(
     of `shared` by more than `max_step`.  What has no effect stays as it was.
     """
     start = _Point(shared, own)
-    evaluate = lambda point: _evaluate(residual, point, data)
+    # jit, so that it is traced only once.
+    evaluate = jax.jit(lambda point: _evaluate(residual, point, data))
     nothing = jax.tree.map(
         lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(evaluate, start)
     )

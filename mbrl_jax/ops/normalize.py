@@ -39,3 +39,34 @@ def normalise(stats: Statistics, x: Array) -> Array:
 
 def denormalise(stats: Statistics, x: Gaussian) -> Gaussian:
     return Gaussian(x.mean * stats.std + stats.mean, x.std * stats.std)
+
+
+class Running(NamedTuple):
+    """Statistics that grow with the data."""
+
+    number: Array  # [] of rows
+    mean: Array  # [D]
+    squares: Array  # [D], summed squared distances from the mean
+
+
+def running(size: int) -> Running:
+    return Running(jnp.zeros(()), jnp.zeros(size), jnp.zeros(size))
+
+
+def update(old: Running, x: Array, valid: Array) -> Running:
+    """With the rows of `x` [N, D] where `valid` [N], merged (Chan et al., 1983)."""
+    mask, added = valid[:, None], valid.sum(dtype=x.dtype)
+    x = jnp.where(mask, x, 0)
+    mean = x.sum(axis=0) / jnp.maximum(added, 1)
+    squares = jnp.where(mask, (x - mean[None]) ** 2, 0).sum(axis=0)
+    count = old.number + added
+    share, change = added / jnp.maximum(count, 1), mean - old.mean
+    squares = old.squares + squares + change**2 * old.number * share
+    return Running(count, old.mean + share * change, squares)
+
+
+def so_far(data: Running) -> Statistics:
+    """Mean and std; 0 and 1 without data, and a std of 1 where they are constant."""
+    std = jnp.sqrt(data.squares / jnp.maximum(data.number, 1))
+    floor = 1e-6 * jnp.maximum(jnp.abs(data.mean), 1e-2)
+    return Statistics(data.mean, jnp.where(std > floor, std, 1.0))

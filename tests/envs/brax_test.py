@@ -75,7 +75,7 @@ def outcomes(name: str, num: int) -> tuple[Any, Any]:
     In place of its physics stands a random state, so both sides of every threshold are
     seen, as a simulation would hardly do, and next to nothing is compiled.
     """
-    brax_env = brax._build(name, "generalized")
+    brax_env = brax.build(name, "generalized")
     task, size = brax.TASKS[name], brax_env.action_size
 
     def physics(q, qd):
@@ -142,7 +142,7 @@ def compiled(function):
 )
 def test_rollout_is_that_of_brax(name, backend):
     env = brax.make(name, backend, episode_length=20)
-    brax_env = brax._build(name, backend)
+    brax_env = brax.build(name, backend)
 
     def step(state, action):
         after = env.step(state, action)

@@ -82,6 +82,58 @@ def test_a_file_without_torque_says_nothing_of_the_mass(
     assert line.split() == ["mass", "unknown", "0", "to", "inf"]
 
 
+def test_what_the_simulator_does_not_explain_gives_no_intervals(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """Recorded with damping, fitted without."""
+    with jax.enable_x64(True):
+        source = recordings.make_source("pendulum")
+        true = {"damping": jnp.array(0.1)}
+        made = recordings.record(jax.random.key(0), source, true, (4, 41), 0.01)
+    path = tmp_path / "recorded.npz"
+    np.savez(path, obs=made[0], action=made[1])
+    arguments = (f"--data={path}", "--parameters=mass,length", f"--output={tmp_path}")
+    run("--env=pendulum", *arguments)
+    report = read(tmp_path)
+    assert report["explained"] is False
+    assert report["converged"] is True
+    assert report["misfit"] > 5
+    for found in report["parameters"].values():
+        assert found["interval"] == [0, None]
+        assert found["identifiable"] is False
+    shown = capsys.readouterr().out
+    assert shown.count("unknown") == 2
+    assert "does not explain the recordings" in shown
+
+
+def test_no_noise_is_no_misfit(tmp_path: Path):
+    run(*SMALL, "--parameters=mass,length", "--noise=0", f"--output={tmp_path}")
+    report = read(tmp_path)
+    assert report["explained"] is True
+    for found in report["parameters"].values():
+        assert found["estimate"] == pytest.approx(1, rel=1e-6)
+        assert found["identifiable"] is True
+
+
+@pytest.mark.slow
+def test_a_links_mass_and_a_joints_damping_of_brax_whose_joints_meet_their_stops(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    names = ("link.inertia.mass.1", "dof.damping.1")
+    sizes = ("--num_episodes=10", "--num_steps=23", "--horizon=7", "--noise=0.001")
+    where = ("--env=brax/inverted_pendulum", f"--output={tmp_path}")
+    run(*where, *sizes, f"--parameters={','.join(names)}")
+    report = read(tmp_path)
+    assert report["explained"] is True
+    assert 5 < report["num_windows_used"] < report["num_windows"] == 30
+    assert "a joint is near its stop" in capsys.readouterr().out
+    for name in names:
+        found = report["parameters"][name]
+        low, high = found["interval"]
+        assert low < found["true"] < high
+        assert found["estimate"] == pytest.approx(found["true"], rel=0.01)
+
+
 @pytest.mark.parametrize("name", ["pendulum", "cartpole_pets", "acrobot", "reacher"])
 def test_recordings_are_those_of_the_environment(name: str):
     """Observed as its own `reset` shows, within the limits, seeded."""
@@ -115,6 +167,8 @@ GOOD = {"obs": np.zeros((2, 22, 3)), "action": np.zeros((2, 21, 1))}
         (("--env=pendulum", "--parameters=mass=-1", "--output=X"), "only positive"),
         (("--env=probe1", "--parameters=mass", "--output=X"), "no equations of"),
         (("--env=brax/ants", "--parameters=mass", "--output=X"), "unknown Brax task"),
+        (("--env=brax/fast", "--parameters=mass", "--output=X"), "cannot be simulated"),
+        ((*SMALL, "--push=-1", "--parameters=mass", "--output=X"), "push"),
         ((*SMALL, "--horizon=50", "--parameters=mass", "--output=X"), "in 1 to 41"),
     ],
 )

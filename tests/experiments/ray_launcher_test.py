@@ -1,6 +1,7 @@
 """Tasks of Ray: a worker that is killed, who can reach our Ray, clear complaints."""
 
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -204,10 +205,13 @@ def test_a_ray_of_our_own_is_private_and_ends_with_the_sweep(
         assert listening(pids) <= {"0100007F", mapped}
         os.kill(processes(jobs[0])[0], signal.SIGKILL)
         lines = iter(process.stdout.readline, "")  # Ray has something to say, too
-        assert any(line.startswith("dies: The worker died") for line in lines)
+        (end,) = itertools.islice((x for x in lines if x.startswith("dies: ")), 1)
+        assert "died" in end
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=240)
-    assert out.splitlines()[-1].strip() == "KeyboardInterrupt"
+    # Ray tells of the killed worker when it likes, before or after our last line.
+    last = (out, err, process.returncode)
+    assert "KeyboardInterrupt" in [line.strip() for line in out.splitlines()], last
     assert err == ""
     wait_for(lambda: not marked(mark))
     assert run_folder.read_json(jobs[1].folder / "status.json")["status"] == "stopped"

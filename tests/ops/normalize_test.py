@@ -61,3 +61,28 @@ def test_there_and_back():
 def test_the_identity():
     x = jnp.array([3.0, -4.0])
     np.testing.assert_array_equal(normalize.normalise(normalize.identity(2), x), x)
+
+
+def test_running_statistics_are_those_of_all_valid_rows():
+    running = normalize.running(3)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        normalize.so_far(running),
+        normalize.identity(3),
+    )
+    parts = [slice(0, 7), slice(7, 7), slice(7, 30), slice(30, 50)]
+    for part in parts:
+        x = jnp.where(VALID[part, None], X[part], jnp.nan)
+        running = normalize.update(running, x, jnp.asarray(VALID[part]))
+    mean, std = normalize.so_far(running)
+    assert running.number == VALID.sum()
+    np.testing.assert_allclose(mean, X[VALID].mean(axis=0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(std, X[VALID].std(axis=0), rtol=1e-5)
+
+
+def test_running_statistics_keep_the_scale_1_of_a_constant_column():
+    running = normalize.running(2)
+    for value in (3.3, 3.3):
+        x = jnp.stack([jnp.full(5, value), jnp.arange(5.0)], axis=1)
+        running = normalize.update(running, x, jnp.ones(5, bool))
+    np.testing.assert_allclose(normalize.so_far(running).std, [1, 2**0.5], rtol=1e-6)

@@ -1,0 +1,194 @@
+"""BPTT: back-propagation through a learned model into the policy.
+
+Version 2.0 of model-based reinforcement learning in the lectures (Levine, CS 285):
+
+    repeat:
+        run one episode: the first ones at random, later by the policy
+        fit the ensemble to all the data
+        `num_updates` times: step the policy along the gradient of its mean return over
+            `horizon` imagined steps from states that have been seen
+
+The noise of policy and model is reparameterised.  Each imagined rollout stays with one
+member of the ensemble (TS-infinity of PETS), all members count alike.  The lectures'
+warning holds: with long horizons the gradient explodes or vanishes, which shows in
+`gradient/norm`; it is scaled down to `max_norm`, and rollouts that are not finite are
+left out and counted.  `discount` shortens the sight, `std` keeps exploring.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mbrl_jax import (
+    closed_loop,
+    gradients,
+    imagine,
+    optimizers,
+    policies,
+    replay,
+)
+from mbrl_jax.closed_loop import Problem
+from mbrl_jax.models import ensemble
+from mbrl_jax.ops import checks, estimate, finite, normalize
+from mbrl_jax.rollout import episode
+from mbrl_jax.types import Algorithm, Array, Env, Gaussian, Key, Metrics, Params, Policy
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Hyperparameters.  A float may be traced, as under vmap; an int fixes a shape."""
+
+    capacity: int = 10_000  # transitions kept
+    num_random_episodes: int = 1  # acted at random, before the first policy
+    num_updates: int = 200  # of the policy, after each episode
+    num_samples: int = 100  # N, imagined rollouts in an update
+    horizon: int = 40  # H, steps of an imagined rollout
+    discount: float = 1.0
+    learning_rate: float = 3e-3  # of Adam
+    max_norm: float = 1.0  # of the gradient, above which it is scaled down
+    hidden_sizes: tuple[int, ...] = (64, 64)  # of the policy
+    init_std: float = 0.2  # of the action before squashing, in units of its limit
+    segment: int = 0  # rematerialise, keeping every so many-th state; 0: keep all
+    model: ensemble.Config = ensemble.Config()
+
+
+class State(NamedTuple):
+    model: ensemble.State
+    replay: replay.Replay
+    params: Params  # of the policy
+    opt_state: optax.OptState
+    obs: normalize.Statistics
+    env_steps: Array  # [] int32
+    num_episodes: Array  # [] int32
+    num_broken: Array  # [] int32, imagined rollouts left out since they were not finite
+
+
+def make(env: Env, config: Config = Config()) -> Algorithm:
+    """The algorithm.  Raises ValueError for a configuration that cannot be."""
+    _validate(env, config)
+    learn_reward = config.model.learn_reward or env.reward is None
+    learn_terminal = config.model.learn_terminal or env.terminal is None
+    model = ensemble.make(
+        env.obs_size,
+        env.action_size,
+        dataclasses.replace(
+            config.model, learn_reward=learn_reward, learn_terminal=learn_terminal
+        ),
+    )
+    read = imagine.outcome(env, learn_reward, learn_terminal)
+    network = policies.squashed(env, config.hidden_sizes, config.init_std)
+    optimizer = optimizers.clipped_adam(config.learning_rate, config.max_norm)
+    num_members = ensemble.num_elites(config.model)
+
+    def init(key: Key) -> State:
+        model_key, params_key = jax.random.split(key)
+        data = replay.init(env.obs_size, env.action_size, config.capacity)
+        params, nothing = network.init(params_key), jnp.zeros((), jnp.int32)
+        return State(
+            model.init(model_key),
+            data,
+            params,
+            optimizer.init(params),
+            normalize.identity(env.obs_size),
+            nothing,
+            nothing,
+            nothing,
+        )
+
+    def step(key: Key, state: State) -> tuple[State, Metrics]:
+        episode_key, fit_key, update_key = jax.random.split(key, 3)
+        at_random = state.num_episodes < config.num_random_episodes
+        noisy = policies.noisy(network, state.obs, state.params)
+        acting = policies.switch(at_random, policies.uniform(env), noisy)
+        transitions, valid = episode(episode_key, env, acting)
+        data = replay.insert(state.replay, transitions, valid)
+        good = finite.all_finite(transitions, num_batch_axes=1)
+        fitted, metrics = model.fit(fit_key, state.model, data)
+        state = state._replace(
+            model=fitted,
+            replay=data,
+            obs=normalize.statistics(data.data.obs, replay.valid(data)),
+            env_steps=state.env_steps + valid.sum(dtype=jnp.int32),
+            num_episodes=state.num_episodes + 1,
+        )
+        keys = jax.random.split(update_key, config.num_updates)
+        state, (norms, returns) = jax.lax.scan(update, state, keys)
+        return state, {
+            **metrics,
+            "env_steps": state.env_steps,
+            "episode/return": transitions.reward.sum(),
+            "episode/length": valid.sum(),
+            "episode/non_finite": (valid & ~good).sum(),
+            "gradient/norm": norms.mean(),
+            "gradient/num_non_finite": state.num_broken,
+            "gradient/skipped_updates": state.opt_state.num_skipped,
+            "imagined/return": returns[-1],
+        }
+
+    def update(state: State, key: Key) -> tuple[State, tuple[Array, Array]]:
+        """One step of the policy; the norm of the gradient, the return imagined."""
+        starts_key, key = jax.random.split(key)
+        starts = replay.sample(starts_key, state.replay, config.num_samples).obs
+        starts = starts.reshape(num_members, -1, env.obs_size)
+        actor = closed_loop.Actor(policies.sampler(network, state.obs))
+
+        def imagined(key: Key, member: Array, starts: Array) -> tuple:
+            predict = lambda obs, action: model.predict(member, obs, action)
+            system = closed_loop.from_member(predict, read, starts, env.action_size)
+            problem = Problem(
+                system._replace(log_prob=None),
+                actor,
+                config.horizon,
+                config.discount,
+                segment=config.segment,
+            )
+            reset_key, key = jax.random.split(key)
+            states = jax.vmap(system.reset)(jax.random.split(reset_key, len(starts)))
+            return gradients.pathwise_mean(key, state.params, problem, states)
+
+        keys = jax.random.split(key, num_members)
+        members = model.members(state.model)
+        found, samples, valid = jax.vmap(imagined)(keys, members, starts)
+        # of members with no finite rollout the gradient is 0
+        gradient = jax.tree.map(lambda x: -x.mean(axis=0), found)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        broken = (~valid).sum(dtype=jnp.int32)
+        returns = jnp.where(valid, samples.steps.weighted.sum(axis=-1), 0).sum()
+        return state._replace(
+            params=optax.apply_updates(state.params, updates),
+            opt_state=opt_state,
+            num_broken=state.num_broken + broken,
+        ), (estimate.norm(gradient), returns / jnp.maximum(valid.sum(), 1))
+
+    def policy(state: State) -> Policy:
+        return policies.greedy(network, state.obs, state.params)
+
+    def predict(state: State, obs: Array, action: Array) -> Gaussian:
+        every = jax.vmap(model.predict, in_axes=(0, None, None))
+        return every(model.members(state.model), obs, action)
+
+    return Algorithm(init, step, policy, predict)
+
+
+def _validate(env: Env, config: Config) -> None:
+    ensemble.validate(config.model)
+    counts = ("num_random_episodes", "num_updates", "num_samples", "horizon")
+    checks.at_least(config, 1, *counts)
+    checks.at_least(config, 0, "segment")
+    checks.positive(config, "learning_rate", "max_norm", "init_std")
+    checks.within(config, 0, 1, "discount")
+    checks.divides(config, "segment", "horizon")
+    if config.capacity < env.episode_length:
+        raise ValueError(
+            f"capacity is {config.capacity}, less than the {env.episode_length} steps "
+            f"of an episode of {env.name}"
+        )
+    members = ensemble.num_elites(config.model)
+    if config.num_samples % members:
+        raise ValueError(
+            f"num_samples is {config.num_samples}, must be a multiple of the {members} "
+            "members that predict"
+        )

@@ -1,0 +1,31 @@
+"""What several methods descend with."""
+
+import optax
+
+from mbrl_jax.ops import finite
+from mbrl_jax.types import Array
+
+
+def clipped_adam(
+    learning_rate: float | Array,
+    max_norm: float | Array,
+    *,
+    b1: float | Array = 0.9,
+    b2: float | Array = 0.999,
+    decay_steps: int = 0,
+) -> optax.GradientTransformation:
+    """Adam on gradients of a norm of at most `max_norm`; others are scaled down.
+
+    The learning rate falls linearly, to a hundredth after `decay_steps` (0: it stays).
+    A gradient that is not finite is skipped, and counted in the state's `num_skipped`.
+    """
+
+    def schedule(count: Array) -> Array:
+        done = count / max(decay_steps, 1) if decay_steps else 0.0 * count
+        return learning_rate * (1 - 0.99 * done.clip(0, 1))
+
+    return finite.skip_non_finite(
+        optax.chain(
+            optax.clip_by_global_norm(max_norm), optax.adam(schedule, b1=b1, b2=b2)
+        )
+    )
