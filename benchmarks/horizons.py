@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from absl import app
 
@@ -40,7 +39,7 @@ def main(argv: Sequence[str]) -> None:
                 if name not in found:
                     found[name] = learn(env, algorithm, horizon)
                     run_folder.write_json(RESULTS, found)
-                print(name, statistics.iqm(found[name]["return"][-1]), flush=True)
+                print(name, middle(found[name])[-1], flush=True)
     picture(found)
 
 
@@ -69,6 +68,11 @@ def learn(name: str, algorithm: str, horizon: int) -> dict[str, Any]:
     return {**curve, **run_folder.surroundings()}
 
 
+def middle(curves: dict[str, Any]) -> list[float]:
+    """The interquartile mean of the returns at each point."""
+    return [float(statistics.iqm([np.asarray(row)])) for row in curves["return"]]
+
+
 def picture(found: dict[str, Any]) -> None:
     made, axes = plot.new_figure(2 * len(ENVS), width=14)
     for i, env in enumerate(ENVS):
@@ -79,8 +83,7 @@ def picture(found: dict[str, Any]) -> None:
             how = {"color": plot.COLOURS[j % len(plot.COLOURS)]}
             label = f"{algorithm.upper()}, {horizon} steps"
             steps, values = found[name]["env_steps"], np.asarray(found[name]["return"])
-            middle = [statistics.iqm(row) for row in values]
-            returns.plot(steps, middle, label=label, **how)
+            returns.plot(steps, middle(found[name]), label=label, **how)
             returns.fill_between(steps, values.min(1), values.max(1), alpha=0.15, **how)
             norms.plot(steps, np.median(found[name]["gradient_norm"], axis=1), **how)
         returns.set_title(f"{env}: return", loc="left", fontsize=11)
