@@ -153,7 +153,7 @@ def page(results: Mapping[str, Any]) -> str:
         table=table(good),
         refused=", ".join(name for name in results if name not in good),
         precisions=precisions(good),
-        missing=missing and f"\nNot yet: {missing}.",
+        missing=missing and f"\nNot measured yet: {missing}.",
     )
 
 
