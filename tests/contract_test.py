@@ -61,7 +61,7 @@ ROWS = {
         bptt.Config(
             capacity=10,
             num_updates=2,
-            num_samples=4,
+            num_rollouts=4,
             horizon=3,
             discount=0.9,
             hidden_sizes=(8,),

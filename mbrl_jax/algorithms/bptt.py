@@ -44,7 +44,7 @@ class Config:
     capacity: int = 10_000  # transitions kept
     num_random_episodes: int = 1  # acted at random, before the first policy
     num_updates: int = 200  # of the policy, after each episode
-    num_samples: int = 100  # N, imagined rollouts in an update
+    num_rollouts: int = 100  # N, imagined rollouts in an update
     horizon: int = 40  # H, steps of an imagined rollout
     discount: float = 1.0
     learning_rate: float = 3e-3  # of Adam
@@ -131,7 +131,7 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
     def update(state: State, key: Key) -> tuple[State, tuple[Array, Array]]:
         """One step of the policy; the norm of the gradient, the return imagined."""
         starts_key, key = jax.random.split(key)
-        starts = replay.sample(starts_key, state.replay, config.num_samples).obs
+        starts = replay.sample(starts_key, state.replay, config.num_rollouts).obs
         starts = starts.reshape(num_members, -1, env.obs_size)
         actor = closed_loop.Actor(policies.sampler(network, state.obs))
 
@@ -175,7 +175,7 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
 
 def _validate(env: Env, config: Config) -> None:
     ensemble.validate(config.model)
-    counts = ("num_random_episodes", "num_updates", "num_samples", "horizon")
+    counts = ("num_random_episodes", "num_updates", "num_rollouts", "horizon")
     checks.at_least(config, 1, *counts)
     checks.at_least(config, 0, "segment")
     checks.positive(config, "learning_rate", "max_norm", "init_std")
@@ -187,8 +187,8 @@ def _validate(env: Env, config: Config) -> None:
             f"of an episode of {env.name}"
         )
     members = ensemble.num_elites(config.model)
-    if config.num_samples % members:
+    if config.num_rollouts % members:
         raise ValueError(
-            f"num_samples is {config.num_samples}, must be a multiple of the {members} "
+            f"num_rollouts is {config.num_rollouts}, must be a multiple of the {members} "
             "members that predict"
         )

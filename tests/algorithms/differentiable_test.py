@@ -28,7 +28,7 @@ QUICK = {
     "bptt": bptt.Config(
         capacity=64,
         num_updates=10,
-        num_samples=20,
+        num_rollouts=20,
         horizon=2,
         learning_rate=1e-2,
         hidden_sizes=(16,),
@@ -120,7 +120,11 @@ def test_no_gradient_is_an_error_before_anything_runs(name: str):
         ("apg", {"num_envs": 0}, "num_envs is 0"),
         ("shac", {"num_minibatches": 5}, "num_minibatches is 5, must divide"),
         ("shac", {"trace_decay": 1.5}, "trace_decay is 1.5"),
-        ("bptt", {"num_samples": 21}, "num_samples is 21, must be a multiple of the 2"),
+        (
+            "bptt",
+            {"num_rollouts": 21},
+            "num_rollouts is 21, must be a multiple of the 2",
+        ),
         ("bptt", {"capacity": 0}, "capacity is 0, less than the 1 steps"),
     ],
 )
@@ -140,4 +144,6 @@ def test_a_model_that_breaks_leaves_the_policy_alone():
     state = jax.jit(algorithm.init)(key)
     after, metrics = jax.jit(algorithm.step)(key, state)
     jax.tree.map(np.testing.assert_array_equal, after.params, state.params)
-    assert metrics["gradient/num_non_finite"] == config.num_updates * config.num_samples
+    assert (
+        metrics["gradient/num_non_finite"] == config.num_updates * config.num_rollouts
+    )
