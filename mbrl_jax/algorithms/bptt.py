@@ -189,6 +189,6 @@ def _validate(env: Env, config: Config) -> None:
     members = ensemble.num_elites(config.model)
     if config.num_rollouts % members:
         raise ValueError(
-            f"num_rollouts is {config.num_rollouts}, must be a multiple of the {members} "
-            "members that predict"
+            f"num_rollouts is {config.num_rollouts}, must be a multiple of the "
+            f"{members} members that predict"
         )

@@ -6,8 +6,9 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
+from absl import flags
 
-from experiments import registry
+from experiments import command_flags, registry, sweep
 from mbrl_jax import checkpoints
 
 
@@ -26,6 +27,15 @@ def test_every_module_is_an_algorithm_with_a_title() -> None:
 def test_only_algorithms_are_imported(name: str) -> None:
     with pytest.raises(ValueError, match="unknown algorithm"):
         registry.module(name)
+
+
+@pytest.mark.parametrize("name", registry.names())
+def test_hyperparameters_are_named_unlike_the_flags_of_a_sweep(name: str) -> None:
+    """Both are flags of one command."""
+    values = flags.FlagValues()
+    sweep.define(values)
+    config = command_flags.flat(registry.module(name).Config())
+    assert not set(config) & set(values)
 
 
 def test_a_finished_run_is_made_again(whole: Path) -> None:
