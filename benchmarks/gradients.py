@@ -74,7 +74,7 @@ What the estimators are: [mbrl_jax/gradients.py](../mbrl_jax/gradients.py).
 The doubling map has an exponent of log 2 per step. Its pathwise variance grows with it,
 as the closed form (broad lines) says; that of the likelihood ratio does not; total
 propagation (PIPPS, Parmas et al., 2018) takes the better at each step. A double
-pendulum under a policy that keeps it tumbling shows the same.
+pendulum under a policy that was chosen to be chaotic shows the same.
 
 ## By environment
 

@@ -15,6 +15,7 @@ import pytest
 import scipy.linalg
 import scipy.stats
 
+from experiments import gradient_problems
 from mbrl_jax import closed_loop, envs, gradients
 from mbrl_jax.closed_loop import Problem, System
 from mbrl_jax.ops import estimate
@@ -238,33 +239,9 @@ def test_single_precision(name):
     assert {x.dtype for x in jax.tree.leaves(found.gradient)} == {jnp.dtype("float32")}
 
 
-# The doubling map, a "curse of chaos" in a line: x' = (2 x + params + s e) mod 1 and
-# the reward cos(2 pi x) of the last state.  The state is (x before the mod, time).
-DOUBLING_STD, MAX_HORIZON = 0.01, 20
-
-
-def doubling(end: int | Array) -> Problem:
-    def mean(state: tuple[Array, Array], action: Array) -> Array:
-        return 2 * jnp.mod(state[0], 1) + action
-
-    def reward(state: Any, action: Array, after: tuple[Array, Array]) -> Array:
-        return jnp.where(after[1] == end, jnp.cos(2 * jnp.pi * after[0]), 0)
-
-    system = System(
-        reset=lambda key: (jax.random.uniform(key), jnp.zeros((), int)),
-        step=lambda key, state, action: (
-            mean(state, action) + DOUBLING_STD * jax.random.normal(key),
-            state[1] + 1,
-        ),
-        observe=lambda state: state[0][None],
-        reward=reward,
-        terminal=lambda state, action, after: after[1] >= end,
-        log_prob=lambda state, action, after: jax.scipy.stats.norm.logpdf(
-            after[0], mean(state, action), DOUBLING_STD
-        ),
-    )
-    actor = closed_loop.deterministic(lambda params, obs: params)
-    return Problem(system, actor, MAX_HORIZON)
+MAX_HORIZON = 20
+doubling = gradient_problems.doubling_map(MAX_HORIZON).problem
+DOUBLING_STD = gradient_problems.DOUBLING_STD
 
 
 def test_total_propagation_breaks_the_curse_of_chaos():
