@@ -82,7 +82,8 @@ def picture(found: dict[str, Any]) -> None:
             _, algorithm, horizon = name.split("/")
             how = {"color": plot.COLOURS[j % len(plot.COLOURS)]}
             label = f"{algorithm.upper()}, {horizon} steps"
-            steps, values = found[name]["env_steps"], np.asarray(found[name]["return"])
+            values = np.asarray(found[name]["return"])
+            steps = np.asarray(found[name]["env_steps"]) / 1000
             returns.plot(steps, middle(found[name]), label=label, **how)
             returns.fill_between(steps, values.min(1), values.max(1), alpha=0.15, **how)
             norms.plot(steps, np.median(found[name]["gradient_norm"], axis=1), **how)
@@ -90,9 +91,9 @@ def picture(found: dict[str, Any]) -> None:
         norms.set_title("norm of the gradient", loc="left", fontsize=11)
         norms.set_yscale("log")
         for axis in (returns, norms):
-            axis.set(xlabel="steps of the environment")
-        if i == 0:
-            returns.legend(frameon=False, fontsize=8)
+            axis.set(xlabel="steps of the environment, thousands")
+    handles, labels = axes[0].get_legend_handles_labels()
+    made.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False)
     made.savefig(PICTURE)
 
 
