@@ -1,9 +1,9 @@
 """Tasks of Ray: a worker that is killed, who can reach our Ray, clear complaints."""
 
 import contextlib
-import itertools
 import json
 import os
+import queue
 import signal
 import socket
 import subprocess
@@ -192,11 +192,23 @@ def test_a_killed_worker_changes_nothing(
 def test_a_ray_of_our_own_is_private_and_ends_with_the_sweep(
     tiny: str, tmp_path: Path
 ) -> None:
+    """Once in a while Ray itself aborts, or never tells of a killed worker."""
+    for attempt in range(4):
+        (folder := tmp_path / str(attempt)).mkdir()
+        fault = privately(tiny, folder)
+        for pid in marked(str(folder)):
+            os.kill(pid, signal.SIGKILL)
+        if not fault:
+            return
+    pytest.fail(fault)
+
+
+def privately(tiny: str, folder: Path) -> str:
+    """Two runs, of which one is killed and one stopped.  Returns a fault of Ray."""
     endless = ("--num_steps=100000", "--eval_every=0")
-    jobs = [prepared(tiny, tmp_path / name, *endless) for name in ("dies", "stops")]
-    mark = str(tmp_path)
+    jobs = [prepared(tiny, folder / name, *endless) for name in ("dies", "stops")]
+    mark = str(folder)
     with driver(mark, {**OWN, "max_retries": 0}, *jobs) as process:
-        assert process.stdout
         wait_for(lambda: all(num_steps(job) >= 2 for job in jobs))
         pids = marked(mark)
         assert {processes(job)[0] for job in jobs} < {*pids}
@@ -204,17 +216,35 @@ def test_a_ray_of_our_own_is_private_and_ends_with_the_sweep(
         assert listening(pids)
         assert listening(pids) <= {"0100007F", mapped}
         os.kill(processes(jobs[0])[0], signal.SIGKILL)
-        lines = iter(process.stdout.readline, "")  # Ray has something to say, too
-        (end,) = itertools.islice((x for x in lines if x.startswith("dies: ")), 1)
+        end = line_of(process, "dies: ", 90)
+        if end is None:
+            return "no word of the killed worker"
         assert "died" in end
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=240)
+    if "An unexpected system state has occurred" in err:
+        return err
     # Ray tells of the killed worker when it likes, before or after our last line.
-    last = (out, err, process.returncode)
-    assert "KeyboardInterrupt" in [line.strip() for line in out.splitlines()], last
+    assert "KeyboardInterrupt" in [line.strip() for line in out.splitlines()], err
     assert err == ""
     wait_for(lambda: not marked(mark))
     assert run_folder.read_json(jobs[1].folder / "status.json")["status"] == "stopped"
+    return ""
+
+
+def line_of(process: subprocess.Popen[str], start: str, seconds: float) -> str | None:
+    """The next line of its output that begins so; None if there is none in time."""
+    found: queue.Queue[str] = queue.Queue()
+
+    def read() -> None:
+        assert process.stdout
+        lines = iter(process.stdout.readline, "")
+        found.put(next((line for line in lines if line.startswith(start)), ""))
+
+    threading.Thread(target=read, daemon=True).start()
+    with contextlib.suppress(queue.Empty):
+        return found.get(timeout=seconds)
+    return None
 
 
 @pytest.mark.slow
