@@ -14,7 +14,7 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from experiments import gradient_figures, gradients, run_folder
+from experiments import gradient_figures, gradients, plot, run_folder
 
 RESULTS = Path(__file__).parent / "results" / "gradients.json"
 DOCS = Path(__file__).parents[1] / "docs"
@@ -99,6 +99,17 @@ precision) show first.
 
 {precisions}
 
+## Cost
+
+With rematerialisation the memory of a gradient grows with the square root of the
+horizon. Made by `python -m benchmarks.gradient_cost` from
+[benchmarks/results/gradient_cost.json](../benchmarks/results/gradient_cost.json), which
+also has the time of a gradient in units of that of its rollouts.
+
+![memory against horizon](gradients_memory.png)
+
+## Limits
+
 Not measured: Brax's ant, halfcheetah, hopper and walker2d, whose gradients take a CPU
 too long to compile, and the backends spring, positional and mjx.{missing}
 """
@@ -137,12 +148,12 @@ def write_docs(results: Mapping[str, Any], folder: Path) -> None:
     pair = [good["doubling_map"], good["chaos"]]
     titles = ["doubling map", "double pendulum"]
     figure = gradient_figures.variances(pair, titles, ESTIMATORS)
-    gradient_figures.save(figure, folder / "gradients_variance.png")
+    plot.save(figure, folder / "gradients_variance.png")
     one_step = [name for name in good if name.startswith("probe")]
     rest = {x: good[x] for x in good if x not in ("doubling_map", "chaos", *one_step)}
     every = ("pathwise", "windowed", *ESTIMATORS[1:])
     figure = gradient_figures.variances([*rest.values()], [*rest], every)
-    gradient_figures.save(figure, folder / "gradients_environments.png")
+    plot.save(figure, folder / "gradients_environments.png")
     (folder / "gradients.md").write_text(page(results))
 
 

@@ -1,7 +1,6 @@
 """The pictures of `experiments.gradients`, from what its JSON says."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -82,13 +81,6 @@ def variances(
         axis.set_visible(False)
     axes[0].legend(frameon=False, fontsize=8)
     return figure
-
-
-def save(figure: Any, path: Path) -> None:
-    try:
-        figure.savefig(path)
-    except OSError as error:
-        raise OSError(f"cannot write {path}: {error.strerror}") from error
 
 
 _AXIS: Any = ("axes fraction", "data")

@@ -32,6 +32,7 @@ from experiments import (
     gradient_figures,
     gradient_problems,
     jax_settings,
+    plot,
     progress,
     registry,
     run_folder,
@@ -84,7 +85,7 @@ def main(argv: Sequence[str]) -> None:
         raise OSError(f"cannot write to {folder}: {error.strerror}") from error
     record = run_folder.plain(report | run_folder.surroundings())
     run_folder.write_json(folder / "gradients.json", record)
-    gradient_figures.save(gradient_figures.health(record), folder / "gradients.png")
+    plot.save(gradient_figures.health(record), folder / "gradients.png")
     print(folder / "gradients.png")
 
 

@@ -82,7 +82,7 @@ def learning_curve(folders: Sequence[Path], path: Path) -> None:
     axis.set(xlabel="environment steps", ylabel="return of an episode")
     axis.set_xlim(left=0)
     axis.legend(frameon=False)
-    _save(figure, path)
+    save(figure, path)
 
 
 def diagnostics(folder: Path, path: Path) -> None:
@@ -104,7 +104,7 @@ def diagnostics(folder: Path, path: Path) -> None:
         _optimism(axes[2], data)
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise ValueError(f"{file} is not what was expected: {error}") from error
-    _save(figure, path)
+    save(figure, path)
 
 
 def _model_error(axis: Any, data: dict[str, np.ndarray]) -> None:
@@ -174,7 +174,7 @@ def new_figure(num_axes: int, width: float) -> tuple[Any, list[Any]]:
         return made, list(np.atleast_1d(made.subplots(1, num_axes)))
 
 
-def _save(figure: Any, path: Path) -> None:
+def save(figure: Any, path: Path) -> None:
     try:
         figure.savefig(path)
     except OSError as error:

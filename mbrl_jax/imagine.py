@@ -1,13 +1,15 @@
 """Model x actions -> imagined returns."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from mbrl_jax.models import ensemble
 from mbrl_jax.models.propagation import Step
-from mbrl_jax.types import Array, Env, EnvState, Key
+from mbrl_jax.types import Array, Env, EnvState, Key, Model
 
 
 class Outcome(NamedTuple):
@@ -38,6 +40,20 @@ def outcome(
         )
 
     return read
+
+
+def learned(
+    env: Env, config: ensemble.Config
+) -> tuple[Model, Callable[[Array, Array, Array], Outcome]]:
+    """An ensemble for `env`, and its `outcome`.  It also learns reward and termination
+    where `config` says so, or where only the simulator knows them."""
+    learn_reward = config.learn_reward or env.reward is None
+    learn_terminal = config.learn_terminal or env.terminal is None
+    config = dataclasses.replace(
+        config, learn_reward=learn_reward, learn_terminal=learn_terminal
+    )
+    model = ensemble.make(env.obs_size, env.action_size, config)
+    return model, outcome(env, learn_reward, learn_terminal)
 
 
 def particle_returns(

@@ -1,9 +1,11 @@
 """What several methods descend with."""
 
+import jax
+import jax.numpy as jnp
 import optax
 
 from mbrl_jax.ops import finite
-from mbrl_jax.types import Array
+from mbrl_jax.types import Array, Params
 
 
 def clipped_adam(
@@ -29,3 +31,15 @@ def clipped_adam(
             optax.clip_by_global_norm(max_norm), optax.adam(schedule, b1=b1, b2=b2)
         )
     )
+
+
+def ascend(
+    optimizer: optax.GradientTransformation,
+    gradient: Params,
+    opt_state: optax.OptState,
+    params: Params,
+) -> tuple[Params, optax.OptState]:
+    """A step of `params` along `gradient`, where optax would go down."""
+    down = jax.tree.map(jnp.negative, gradient)
+    updates, opt_state = optimizer.update(down, opt_state, params)
+    return optax.apply_updates(params, updates), opt_state

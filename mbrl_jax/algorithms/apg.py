@@ -17,7 +17,6 @@ import dataclasses
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from mbrl_jax import closed_loop, gradients, optimizers, parallel, policies
@@ -85,9 +84,9 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
         gradient, _, _, envs = parallel.window(
             key, state.params, env, problem, state.envs
         )
-        down = jax.tree.map(jnp.negative, gradient)
-        updates, opt_state = optimizer.update(down, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params, opt_state = optimizers.ascend(
+            optimizer, gradient, state.opt_state, state.params
+        )
         return State(params, opt_state, envs), estimate.norm(gradient)
 
     def step(key: Key, state: State) -> tuple[State, Metrics]:

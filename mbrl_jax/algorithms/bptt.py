@@ -12,7 +12,7 @@ The noise of policy and model is reparameterised.  Each imagined rollout stays w
 member of the ensemble (TS-infinity of PETS), all members count alike.  The lectures'
 warning holds: with long horizons the gradient explodes or vanishes, which shows in
 `gradient/norm`; it is scaled down to `max_norm`, and rollouts that are not finite are
-left out and counted.  `discount` shortens the sight, `std` keeps exploring.
+left out and counted.  `discount` shortens the sight, `init_std` starts the exploring.
 """
 
 import dataclasses
@@ -22,14 +22,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mbrl_jax import (
-    closed_loop,
-    gradients,
-    imagine,
-    optimizers,
-    policies,
-    replay,
-)
+from mbrl_jax import closed_loop, gradients, imagine, optimizers, policies, replay
 from mbrl_jax.closed_loop import Problem
 from mbrl_jax.models import ensemble
 from mbrl_jax.ops import checks, estimate, finite, normalize
@@ -69,16 +62,7 @@ class State(NamedTuple):
 def make(env: Env, config: Config = Config()) -> Algorithm:
     """The algorithm.  Raises ValueError for a configuration that cannot be."""
     _validate(env, config)
-    learn_reward = config.model.learn_reward or env.reward is None
-    learn_terminal = config.model.learn_terminal or env.terminal is None
-    model = ensemble.make(
-        env.obs_size,
-        env.action_size,
-        dataclasses.replace(
-            config.model, learn_reward=learn_reward, learn_terminal=learn_terminal
-        ),
-    )
-    read = imagine.outcome(env, learn_reward, learn_terminal)
+    model, read = imagine.learned(env, config.model)
     network = policies.squashed(env, config.hidden_sizes, config.init_std)
     optimizer = optimizers.clipped_adam(config.learning_rate, config.max_norm)
     num_members = ensemble.num_elites(config.model)
@@ -153,12 +137,14 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
         members = model.members(state.model)
         found, samples, valid = jax.vmap(imagined)(keys, members, starts)
         # of members with no finite rollout the gradient is 0
-        gradient = jax.tree.map(lambda x: -x.mean(axis=0), found)
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        gradient = jax.tree.map(lambda x: x.mean(axis=0), found)
+        params, opt_state = optimizers.ascend(
+            optimizer, gradient, state.opt_state, state.params
+        )
         broken = (~valid).sum(dtype=jnp.int32)
         returns = jnp.where(valid, samples.steps.weighted.sum(axis=-1), 0).sum()
         return state._replace(
-            params=optax.apply_updates(state.params, updates),
+            params=params,
             opt_state=opt_state,
             num_broken=state.num_broken + broken,
         ), (estimate.norm(gradient), returns / jnp.maximum(valid.sum(), 1))
@@ -181,11 +167,7 @@ def _validate(env: Env, config: Config) -> None:
     checks.positive(config, "learning_rate", "max_norm", "init_std")
     checks.within(config, 0, 1, "discount")
     checks.divides(config, "segment", "horizon")
-    if config.capacity < env.episode_length:
-        raise ValueError(
-            f"capacity is {config.capacity}, less than the {env.episode_length} steps "
-            f"of an episode of {env.name}"
-        )
+    checks.holds_an_episode(config, env)
     members = ensemble.num_elites(config.model)
     if config.num_rollouts % members:
         raise ValueError(

@@ -63,16 +63,7 @@ class State(NamedTuple):
 def make(env: Env, config: Config = Config()) -> Algorithm:
     """The algorithm.  Raises ValueError for a configuration that cannot be."""
     _validate(env, config)
-    learn_reward = config.model.learn_reward or env.reward is None
-    learn_terminal = config.model.learn_terminal or env.terminal is None
-    model = ensemble.make(
-        env.obs_size,
-        env.action_size,
-        dataclasses.replace(
-            config.model, learn_reward=learn_reward, learn_terminal=learn_terminal
-        ),
-    )
-    read = imagine.outcome(env, learn_reward, learn_terminal)
+    model, read = imagine.learned(env, config.model)
     risk = imagine.RISKS[config.risk](config.risk_level)
     deterministic = config.propagation == "expectation"
     num_particles = 1 if deterministic else config.num_particles
@@ -130,11 +121,7 @@ def _validate(env: Env, config: Config) -> None:
     if config.risk == "cvar":
         checks.positive(config, "risk_level")
         checks.within(config, 0, 1, "risk_level")
-    if config.capacity < env.episode_length:
-        raise ValueError(
-            f"capacity is {config.capacity}, less than the {env.episode_length} steps "
-            f"of an episode of {env.name}"
-        )
+    checks.holds_an_episode(config, env)
     members = ensemble.num_elites(config.model)
     if config.propagation != "expectation" and config.num_particles % members:
         raise ValueError(

@@ -122,9 +122,9 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
         gradient, samples, valid, envs = parallel.window(
             window_key, state.params, env, problem, state.envs
         )
-        down = jax.tree.map(jnp.negative, gradient)
-        updates, opt_state = optimizer.update(down, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params, opt_state = optimizers.ascend(
+            optimizer, gradient, state.opt_state, state.params
+        )
         obs, returns, good = lambda_returns(samples, valid, value)
         seen = normalize.update(state.scale, returns[:, None], good)
         fitted, critic_opt_state, error = fit(

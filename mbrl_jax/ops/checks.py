@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from mbrl_jax.types import Env
+
 
 def at_least(config: Any, bound: float, *fields: str) -> None:
     """Raises ValueError, naming the field, where one is below `bound`."""
@@ -46,3 +48,12 @@ def divides(config: Any, field: str, whole: str) -> None:
     part, total = getattr(config, field), getattr(config, whole)
     if part and total % part:
         raise ValueError(f"{field} is {part}, must divide {whole}, {total}")
+
+
+def holds_an_episode(config: Any, env: Env) -> None:
+    """Raises ValueError, naming both, where `capacity` is less than an episode."""
+    if config.capacity < env.episode_length:
+        raise ValueError(
+            f"capacity is {config.capacity}, less than the {env.episode_length} steps "
+            f"of an episode of {env.name}"
+        )

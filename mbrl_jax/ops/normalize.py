@@ -28,9 +28,7 @@ def statistics(x: Array, valid: Array) -> Statistics:
     shifted = jnp.where(mask, x - origin[None], 0)
     shift = shifted.sum(axis=0) / count
     centred = jnp.where(mask, shifted - shift[None], 0)
-    mean, std = origin + shift, jnp.sqrt((centred**2).sum(axis=0) / count)
-    floor = 1e-6 * jnp.maximum(jnp.abs(mean), 1e-2)
-    return Statistics(mean, jnp.where(std > floor, std, 1.0))
+    return _scaled(origin + shift, jnp.sqrt((centred**2).sum(axis=0) / count))
 
 
 def normalise(stats: Statistics, x: Array) -> Array:
@@ -67,6 +65,10 @@ def update(old: Running, x: Array, valid: Array) -> Running:
 
 def so_far(data: Running) -> Statistics:
     """Mean and std; 0 and 1 without data, and a std of 1 where they are constant."""
-    std = jnp.sqrt(data.squares / jnp.maximum(data.number, 1))
-    floor = 1e-6 * jnp.maximum(jnp.abs(data.mean), 1e-2)
-    return Statistics(data.mean, jnp.where(std > floor, std, 1.0))
+    return _scaled(data.mean, jnp.sqrt(data.squares / jnp.maximum(data.number, 1)))
+
+
+def _scaled(mean: Array, std: Array) -> Statistics:
+    """With a std of 1 in place of rounding errors."""
+    floor = 1e-6 * jnp.maximum(jnp.abs(mean), 1e-2)
+    return Statistics(mean, jnp.where(std > floor, std, 1.0))
