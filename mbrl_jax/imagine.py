@@ -1,4 +1,4 @@
-"""Model x actions -> imagined returns."""
+"""Model x actions -> imagined returns; a model along real transitions."""
 
 import dataclasses
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from mbrl_jax.models import ensemble
 from mbrl_jax.models.propagation import Step
-from mbrl_jax.types import Array, Env, EnvState, Key, Model
+from mbrl_jax.types import Array, Env, EnvState, Gaussian, Key, Model, Transition
 
 
 class Outcome(NamedTuple):
@@ -82,6 +82,53 @@ def particle_returns(
     keys = jax.random.split(key, actions.shape[0])
     (_, _, total), _ = jax.lax.scan(advance, start, (keys, actions))
     return total
+
+
+def as_it_was(gaussian: Gaussian, x: Array) -> Array:
+    """The sample `x` as mean + std noise, with the noise that makes it `x` [D].
+
+    Where there is no std, `x` is the mean and a rest.  Its value is `x`, its gradient
+    that of mean and std (SVG, Heess et al., 2015, Sec. 4.1).
+    """
+    mean, std = gaussian
+    safe = jnp.where(std > 0, std, 1)
+    noise = jax.lax.stop_gradient(jnp.where(std > 0, (x - mean) / safe, 0))
+    again = mean + std * noise
+    return again + jax.lax.stop_gradient(x - again)
+
+
+def retrace(
+    act: Callable[[Array, Array], Array],
+    predict: Callable[[Array, Array], Gaussian],
+    read: Callable[[Array, Array, Array], Outcome],
+    window: Transition,
+    valid: Array,
+    discount: float | Array,
+) -> tuple[Array, Array, Array]:
+    """Goes through a real window [H, ...] again, with policy and model, noise inferred.
+
+    `act` makes of (obs, the real action) the same action, `predict` and `read` are the
+    model's.  All values are those of what happened, up to what `valid` [H] leaves out;
+    their gradients go through policy and model.  Returns the discounted return [], the
+    weight [] of what follows (0 after an end), and the obs [O] where it follows.
+    """
+
+    def advance(
+        carry: tuple[Array, Array, Array], x: tuple[Transition, Array]
+    ) -> tuple[tuple[Array, Array, Array], None]:
+        (total, weight, obs), (real, valid) = carry, x
+        action = act(obs, real.action)
+        prediction = predict(obs, action)
+        happened = jnp.append(real.next_obs, real.reward)[: prediction.mean.size]
+        result = read(obs, action, as_it_was(prediction, happened))
+        total = total + jnp.where(valid, weight * result.reward, 0)
+        later = jnp.where(real.terminal, 0, weight * discount)
+        weight = jnp.where(valid, later, weight)
+        return (total, weight, jnp.where(valid, result.next_obs, obs)), None
+
+    one = jnp.ones((), window.obs.dtype)
+    start = (jnp.zeros_like(one), one, window.obs[0])
+    return jax.lax.scan(advance, start, (window, valid))[0]
 
 
 def simulated_return(env: Env, env_state: EnvState, actions: Array) -> Array:

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from mbrl_jax import algorithms, rollout, simulator
-from mbrl_jax.algorithms import apg, bptt, pets, shac
+from mbrl_jax.algorithms import apg, bptt, pets, shac, svg
 from mbrl_jax.envs import point_mass
 from mbrl_jax.models import ensemble
 from mbrl_jax.planners import mpc
@@ -88,6 +88,18 @@ ROWS = {
             critic_sizes=(8,),
             num_epochs=2,
             num_minibatches=3,
+        ),
+    ),
+    "svg": Row(
+        SHORT,
+        svg.Config(
+            horizon=2,
+            capacity=10,
+            num_updates=2,
+            batch_size=4,
+            hidden_sizes=(8,),
+            critic_sizes=(8,),
+            model=TINY_MODEL,
         ),
     ),
 }

@@ -37,6 +37,16 @@ def all_finite(tree: PyTree, num_batch_axes: int = 0) -> Array:
     return jnp.stack([finite(x) for x in jax.tree.leaves(tree)]).all(axis=0)
 
 
+def zeroed(where: Array, tree: PyTree) -> PyTree:
+    """`tree` with 0 at those indices of the leading axis where `where` [N] is true."""
+
+    def zero(x: Array) -> Array:
+        mask = where.reshape(where.shape + (1,) * (x.ndim - 1))
+        return jnp.where(mask, jnp.zeros_like(x), x)
+
+    return jax.tree.map(zero, tree)
+
+
 class GuardState(NamedTuple):
     inner: optax.OptState
     num_skipped: Array  # [] or [M] int32, updates skipped so far

@@ -121,8 +121,7 @@ def _step(normal: _Normal, damping: Array, max_step: float) -> _Point:
     )
     from_cross, schur = _eliminate(normal)
     from_own = jnp.einsum("wdp,wd->p", from_cross, normal.own_gradient)
-    smallest = jnp.finfo(schur.dtype).tiny * jnp.eye(len(schur))
-    shared = jnp.linalg.solve(schur + smallest, from_own - normal.shared_gradient)
+    shared = _solve(schur, from_own - normal.shared_gradient)
     shared = shared / jnp.maximum(1.0, jnp.abs(shared).max() / max_step)
     pull = normal.own_gradient + jnp.einsum("wpd,p->wd", normal.cross, shared)
     return _Point(shared, -jax.vmap(_solve)(normal.own, pull))
@@ -151,7 +150,15 @@ def _eliminate(normal: _Normal) -> tuple[Array, Array]:
 
 
 def _solve(matrix: Array, right: Array) -> Array:
-    """Of [D, D], made invertible where own unknowns have no effect."""
-    eps = jnp.finfo(matrix.dtype).eps
+    """Of [D, D], positive definite but where unknowns have no effect, and [D, ...].
+
+    Elimination needs no pivots then.  It is written out, since LAPACK takes longer for
+    matrices this small, and its batches can wait for each other forever on two cores.
+    """
+    size, eps = len(matrix), jnp.finfo(matrix.dtype).eps
     least = eps * (jnp.diag(matrix).max(initial=0.0) + eps)
-    return jnp.linalg.solve(matrix + least * jnp.eye(len(matrix)), right)
+    both = jnp.column_stack([matrix + least * jnp.eye(size), right])
+    for i in range(size):
+        row = both[i] / both[i, i]
+        both = (both - jnp.outer(both[:, i], row)).at[i].set(row)
+    return both[:, size:].reshape(right.shape)

@@ -1,4 +1,4 @@
-"""What `apg`, `shac` and `bptt` have of their own: what they learn, and how."""
+"""What `apg`, `shac`, `bptt` and `svg` have of their own: what they learn, and how."""
 
 import dataclasses
 from typing import Any
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mbrl_jax import envs, rollout
-from mbrl_jax.algorithms import apg, bptt, shac
+from mbrl_jax.algorithms import apg, bptt, shac, svg
 from mbrl_jax.envs import pendulum, probes
 from mbrl_jax.models import ensemble
 from mbrl_jax.types import Array, Env, EnvState, Key, Metrics
@@ -34,9 +34,19 @@ QUICK = {
         hidden_sizes=(16,),
         model=SMALL,
     ),
+    "svg": svg.Config(
+        capacity=256,
+        num_updates=20,
+        batch_size=16,
+        learning_rate=1e-2,
+        hidden_sizes=(16,),
+        critic_sizes=(16,),
+        std=0.1,  # so that the limits of the action do not matter
+        model=dataclasses.replace(SMALL, num_members=1, num_epochs=5),
+    ),
 }
-MODULES = {"apg": apg, "shac": shac, "bptt": bptt}
-NUM_STEPS = {"apg": 4, "shac": 4, "bptt": 40}
+MODULES = {"apg": apg, "shac": shac, "bptt": bptt, "svg": svg}
+NUM_STEPS = {"apg": 4, "shac": 4, "bptt": 40, "svg": 40}
 
 
 def train(name: str, env: Env, num_steps: int, **changes: Any) -> tuple[Any, Metrics]:
@@ -62,6 +72,22 @@ def test_the_policy_goes_where_the_reward_is_best(name: str, probe: str):
     policy, _ = train(name, env, NUM_STEPS[name])
     evaluate = jax.jit(lambda key: rollout.evaluate(key, env, policy, 8)[0])
     assert evaluate(jax.random.key(1))["eval/return_min"] > 0.99
+
+
+@pytest.mark.slow
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("horizon", "num_updates", "num_steps"), [(0, 20, 100), (-1, 1, 300)]
+)
+def test_svg_with_a_q_or_with_whole_episodes(
+    horizon: int, num_updates: int, num_steps: int
+):
+    """SVG(0) finds out the reward from its critic; SVG(inf) has an episode each time,
+    to which its policy must belong."""
+    env = envs.make("probe5")
+    policy, _ = train("svg", env, num_steps, horizon=horizon, num_updates=num_updates)
+    evaluate = jax.jit(lambda key: rollout.evaluate(key, env, policy, 8)[0])
+    assert evaluate(jax.random.key(1))["eval/return_min"] > 0.98
 
 
 @pytest.mark.slow
@@ -126,6 +152,14 @@ def test_no_gradient_is_an_error_before_anything_runs(name: str):
             "num_rollouts is 21, must be a multiple of the 2",
         ),
         ("bptt", {"capacity": 0}, "capacity is 0, less than the 1 steps"),
+        ("svg", {"horizon": -2}, "horizon is -2"),
+        ("svg", {"horizon": 300}, "horizon is 300, more than the 256 of capacity"),
+        ("svg", {"discount": 1.0}, "discount is 1.0"),
+        (
+            "svg",
+            {"model": dataclasses.replace(SMALL, learn_terminal=True)},
+            "learn_terminal",
+        ),
     ],
 )
 def test_a_configuration_that_cannot_be(name: str, changes: dict, fault: str):

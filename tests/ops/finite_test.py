@@ -133,3 +133,10 @@ def test_problems_side_by_side_do_not_meet(num_members: int | None):
     assert_close(found, expected)
     assert found[1].sum() == 1
     assert finite.all_finite(found[0])
+
+
+def test_zeroed_rows():
+    tree = {"a": jnp.array([[1.0, jnp.nan], [2.0, 3.0]]), "b": jnp.array([4, 5])}
+    found = finite.zeroed(jnp.array([True, False]), tree)
+    np.testing.assert_array_equal(found["a"], [[0, 0], [2, 3]])
+    np.testing.assert_array_equal(found["b"], [0, 5])
