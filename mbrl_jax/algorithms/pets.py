@@ -48,7 +48,7 @@ class Config:
     num_particles: int = 10  # P, futures per action sequence; expectation takes one
     risk: str = "mean"  # of the particles' returns: mean, mean_minus_std, cvar
     risk_level: float = 1.0  # stds subtracted, or fraction of worst particles in cvar
-    planner: str = "icem"  # icem, cem (the paper's), mppi, random_shooting
+    planner: str = "icem"  # or cem (the paper's), cma_es, gradient, mppi, ...
     plan: mpc.Config = mpc.Config()
     model: ensemble.Config = ensemble.Config()
 

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 
 from mbrl_jax.ops import checks
 from mbrl_jax.planners.cem import cem
+from mbrl_jax.planners.cma_es import cma_es
+from mbrl_jax.planners.gradient import gradient
 from mbrl_jax.planners.icem import icem
 from mbrl_jax.planners.mppi import mppi
 from mbrl_jax.planners.random_shooting import random_shooting
@@ -23,6 +25,8 @@ PLANNERS: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
         icem,
         ("num_samples", "num_elites", "num_iterations", "momentum", "noise_exponent"),
     ),
+    "cma_es": (cma_es, ("num_samples", "num_iterations")),
+    "gradient": (gradient, ("num_samples", "num_iterations", "learning_rate")),
     "mppi": (mppi, ("num_samples", "num_iterations", "temperature")),
 }
 
@@ -32,7 +36,7 @@ class Config:
     """Hyperparameters of the search for a plan; a planner reads those it knows."""
 
     horizon: int = 20  # H, steps planned ahead
-    num_samples: int = 100  # N, action sequences per iteration
+    num_samples: int = 100  # N, action sequences per iteration; starts of gradient
     num_elites: int = 12  # best sequences that an iteration learns from; cem, icem
     num_iterations: int = 3  # of the search, per environment step; not random_shooting
     momentum: float = 0.1  # share of the old mean and variance; cem, icem
@@ -40,6 +44,7 @@ class Config:
     noise_exponent: float = 2.0  # 0 white, larger is smoother in time; icem
     num_kept: int = 5  # elites that survive to the next step; icem
     temperature: float = 0.1  # in standard deviations of the returns; mppi
+    learning_rate: float = 0.05  # of Adam, in units of the action limit; gradient
 
 
 def make(
@@ -102,7 +107,7 @@ def validate(name: str, config: Config) -> None:
         raise ValueError(f"planner is {name!r}, must be one of: {', '.join(PLANNERS)}")
     checks.at_least(config, 1, "horizon", "num_samples", "num_elites", "num_iterations")
     checks.within(config, 0, 1, "momentum")
-    checks.positive(config, "init_std", "temperature")
+    checks.positive(config, "init_std", "temperature", "learning_rate")
     checks.at_least(config, 0, "num_kept")
     if "num_elites" in PLANNERS[name][1]:
         checks.at_most(config, "num_elites", "num_samples")
