@@ -35,8 +35,10 @@ def bounded(
     def run(carry: PyTree) -> PyTree:
         return jax.lax.scan(step, carry, length=length)[0]
 
-    # a whole loop that is left out costs less than all of its steps left out
-    return jax.lax.cond(_some(going_on(carry)), run, lambda x: x, carry)
+    # A whole loop that is left out costs less than all of its steps left out.  What its
+    # gradient needs is computed again: kept, it would be written even where it is.
+    again = jax.checkpoint(run)
+    return jax.lax.cond(_some(going_on(carry)), again, lambda x: x, carry)
 
 
 @jax.custom_batching.custom_vmap
