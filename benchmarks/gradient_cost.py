@@ -71,6 +71,7 @@ def make_problem(name: str, horizon: int) -> tuple[Problem, Params]:
     actor = closed_loop.gaussian(
         lambda params, obs: Gaussian(policy.apply(params, obs), std)
     )
+    actor = actor._replace(log_prob=None)  # which training does not ask for
     return Problem(closed_loop.from_env(env), actor, horizon), policy.params
 
 

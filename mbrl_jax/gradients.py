@@ -67,34 +67,74 @@ def pathwise_mean(
 ) -> tuple[Params, Rollout, Array]:
     """The mean of `pathwise` over samples from the states `starts` [N, ...].
 
-    Returns the gradient, the samples [N, ...], and which were finite, [N] bool, others
-    are left out.  The gradients with respect to the actions are what is computed sample
-    by sample; the policy is differentiated for all of them at once.
+    Returns the gradient, the samples [N, ...] (their `log_prob` is left 0), and which
+    were finite, [N] bool, others are left out.  All samples are differentiated as one,
+    so that what the policy's weights gain at a step is one product for all of them;
+    only where a sample is broken is the policy differentiated again, without it.
     """
-    actor, num_samples = problem.actor, jax.tree.leaves(starts)[0].shape[0]
-    keys, times = jax.random.split(key, num_samples), jnp.arange(problem.horizon)
-
-    def objective(nudges: Array, start: PyTree, key: Key) -> tuple[Array, Rollout]:
-        def step(carry: Carry, x: tuple[Array, Array]) -> tuple[Carry, Step]:
-            time, nudge = x
-            sample = lambda *args: actor.sample(*args) + nudge
-            nudged = problem._replace(actor=actor._replace(sample=sample))
-            return closed_loop.step(nudged, closed_loop.free, params, key, carry, time)
-
-        carry, steps = scan.checkpointed(
-            step, closed_loop.begin(start), (times, nudges), problem.segment
-        )
-        bootstrap = closed_loop.bootstrap(problem, carry)
-        return steps.weighted.sum() + bootstrap, Rollout(carry[0], bootstrap, steps)
-
+    num_samples = jax.tree.leaves(starts)[0].shape[0]
+    keys = jax.random.split(key, num_samples)
     first = jax.vmap(problem.system.observe)(starts)[0]
-    like = jax.eval_shape(actor.sample, params, key, first)
-    nudges = jnp.zeros((num_samples, problem.horizon, *like.shape), like.dtype)
-    pulls, samples = jax.vmap(jax.grad(objective, has_aux=True))(nudges, starts, keys)
-    obs = samples.steps.obs
-    valid = finite.all_finite((pulls, obs, samples.steps.weighted), num_batch_axes=1)
-    mask = valid[:, None, None]
-    obs, pulls = jnp.where(mask, obs, 0), jnp.where(mask, pulls, 0)
+    like = jax.eval_shape(problem.actor.sample, params, key, first)
+    nudges = jnp.zeros((problem.horizon, num_samples, *like.shape), like.dtype)
+    objective = partial(_nudged, problem, keys, starts)
+    (total, pulls), samples = jax.grad(objective, (0, 1), has_aux=True)(params, nudges)
+    swap = partial(jax.tree.map, lambda x: jnp.swapaxes(x, 0, 1))
+    samples = samples._replace(steps=swap(samples.steps))
+    obs, weighted = samples.steps.obs, samples.steps.weighted
+    valid = finite.all_finite((swap(pulls), obs, weighted), num_batch_axes=1)
+
+    def again(_: Any) -> tuple[Array, Params]:
+        total = _policy_gradient(problem.actor, keys, params, obs, pulls, valid)
+        return jnp.zeros((), bool), total
+
+    # a loop of at most one round: of a `cond` under vmap both branches are executed
+    _, total = jax.lax.while_loop(lambda x: x[0], again, (~valid.all(), total))
+    number = jnp.maximum(valid.sum(), 1)
+    return jax.tree.map(lambda x: x / number, total), samples, valid
+
+
+def _nudged(
+    problem: Problem, keys: Key, starts: PyTree, params: Params, nudges: Array
+) -> tuple[Array, Rollout]:
+    """The sum over samples, to whose actions `nudges` [H, N, A] are added.
+
+    Of the rollouts beside it the steps are [H, N, ...].  Densities are not computed.
+    """
+    # what is kept is written to memory and read again, which is slower than a tanh
+    sample = jax.checkpoint(
+        problem.actor.sample,
+        policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    )
+    system = problem.system._replace(log_prob=None)
+
+    def move(key: Key, carry: Carry, time: Array, nudge: Array) -> tuple[Carry, Step]:
+        actor = closed_loop.Actor(lambda *args: sample(*args) + nudge)
+        nudged = problem._replace(system=system, actor=actor)
+        return closed_loop.step(nudged, closed_loop.free, params, key, carry, time)
+
+    def step(carry: Carry, x: tuple[Array, Array]) -> tuple[Carry, Step]:
+        return jax.vmap(move, (0, 0, None, 0))(keys, carry, *x)
+
+    carry, xs = jax.vmap(closed_loop.begin)(starts), (jnp.arange(len(nudges)), nudges)
+    carry, steps = scan.checkpointed(step, carry, xs, problem.segment)
+    bootstraps = jax.vmap(partial(closed_loop.bootstrap, problem))(carry)
+    total = steps.weighted.sum() + bootstraps.sum()
+    return total, Rollout(carry[0], bootstraps, steps)
+
+
+def _policy_gradient(
+    actor: closed_loop.Actor,
+    keys: Key,  # [N] of the rollouts
+    params: Params,
+    obs: Array,  # [N, H, O]
+    pulls: Array,  # [H, N, A] the gradients with respect to the actions
+    valid: Array,  # [N] bool
+) -> Params:
+    """The gradient with respect to `params` of the sum over the valid samples."""
+    mask = valid[None, :, None]
+    obs = jnp.where(mask, jnp.swapaxes(obs, 0, 1), 0)
+    pulls = jnp.where(mask, pulls, 0)
 
     def add(total: Params, x: tuple[Array, Array, Array]) -> tuple[Params, None]:
         time, obs, pull = x  # of all samples at one time, which stay in the cache
@@ -108,12 +148,8 @@ def pathwise_mean(
         (gradient,) = jax.vjp(act, params)[1](pull)
         return jax.tree.map(jnp.add, total, gradient), None
 
-    by_time = lambda x: jnp.swapaxes(x, 0, 1)
-    total, _ = jax.lax.scan(
-        add, jax.tree.map(jnp.zeros_like, params), (times, by_time(obs), by_time(pulls))
-    )
-    number = jnp.maximum(valid.sum(), 1)
-    return jax.tree.map(lambda x: x / number, total), samples, valid
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    return jax.lax.scan(add, zeros, (jnp.arange(len(pulls)), obs, pulls))[0]
 
 
 def likelihood_ratio(

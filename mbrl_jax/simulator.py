@@ -1,13 +1,15 @@
 """From pure functions of a physical state to an `Env`; an integrator; a time limit."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 
-from mbrl_jax.ops import raster
+from mbrl_jax.ops import circle, raster
 from mbrl_jax.types import Array, Env, EnvState, Key, PyTree
+
+State = TypeVar("State")
 
 
 class Sim(NamedTuple):
@@ -124,18 +126,23 @@ def observe_all(env: Env) -> Env:
 
 
 def rk4(
-    derivative: Callable[[Array], Array], state: Array, dt: float, num_steps: int = 1
-) -> Array:
-    """Classical Runge-Kutta, `num_steps` steps of `dt` (s); state [D]."""
-    # to compute it again is quicker than to keep all that its gradient needs
-    derivative = jax.checkpoint(derivative)
+    derivative: Callable[[State], State], state: State, dt: float, num_steps: int = 1
+) -> State:
+    """Classical Runge-Kutta, `num_steps` steps of `dt` (s); `state` is a pytree."""
+    # to compute the rest again is quicker than to keep all that the gradient needs
+    keep = jax.checkpoint_policies.save_only_these_names(circle.NAME)
+    derivative = jax.checkpoint(derivative, policy=keep)
 
-    def step(state: Array, _: None) -> tuple[Array, None]:
+    def ahead(state: State, dt: float, k: State) -> State:
+        return jax.tree.map(lambda x, k: x + dt * k, state, k)
+
+    def step(state: State, _: None) -> tuple[State, None]:
         k1 = derivative(state)
-        k2 = derivative(state + dt / 2 * k1)
-        k3 = derivative(state + dt / 2 * k2)
-        k4 = derivative(state + dt * k3)
-        return state + dt / 6 * (k1 + 2 * k2 + 2 * k3 + k4), None
+        k2 = derivative(ahead(state, dt / 2, k1))
+        k3 = derivative(ahead(state, dt / 2, k2))
+        k4 = derivative(ahead(state, dt, k3))
+        total = jax.tree.map(lambda a, b, c, d: a + 2 * b + 2 * c + d, k1, k2, k3, k4)
+        return ahead(state, dt / 6, total), None
 
     return jax.lax.scan(step, state, None, length=num_steps)[0]
 

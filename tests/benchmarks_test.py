@@ -1,7 +1,9 @@
 """The benchmarks, at sizes so small that only their arithmetic is of interest."""
 
+import ast
 import json
 import math
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,7 @@ import pytest
 
 from benchmarks import (
     ablations,
+    apg_throughput,
     compiling,
     fitting,
     imagining,
@@ -28,7 +31,8 @@ from benchmarks.setting import (
     plan_flop,
 )
 from experiments.statistics import Estimate
-from mbrl_jax.algorithms import pets
+from mbrl_jax import envs
+from mbrl_jax.algorithms import apg, pets
 from mbrl_jax.models import ensemble
 from mbrl_jax.networks import GaussianMLP
 from mbrl_jax.planners import mpc
@@ -206,3 +210,69 @@ def test_every_method_has_a_band_of_ten_seeds_that_are_not_tested():
         first, num = regression.TESTED
         assert not set(known["seeds"]) & set(range(first, first + num))
         assert known["flags"] == [*regression.COMMON, *regression.METHODS[method]]
+
+
+def test_an_update_of_apg_is_a_step_of_adam(monkeypatch):
+    states = []
+
+    def fake(call):
+        states.append(call())
+        return 2.0, 4.0
+
+    monkeypatch.setattr(timing, "time_calls", fake)
+    config = apg.Config(num_envs=2, horizon=2, num_updates=3, hidden_sizes=(4,))
+    measure = apg_throughput.trainer(envs.make("pendulum"), config)
+    row = measure()
+    assert (row[apg_throughput.CPU], row[apg_throughput.WALL]) == (1.5, 0.75)
+    assert row["gradient_norm"] > 0
+    for number, state in enumerate(states, start=1):  # the first was to warm up
+        counts = [x for x in jax.tree.leaves(state.opt_state) if x.dtype == jnp.int32]
+        assert 3 * number in counts
+        assert state.envs.env_steps == number * 3 * 2 * 2
+    assert len(states) == 2
+
+
+FAKE_PEER = """
+import json, sys
+print("noise of a library", flush=True)
+for i, _ in enumerate(sys.stdin):
+    print(json.dumps({"number": i, "argv": sys.argv[1:]}), flush=True)
+"""
+
+
+def test_the_peer_measures_when_it_is_its_turn(monkeypatch, tmp_path):
+    (tmp_path / apg_throughput.PEER).write_text(FAKE_PEER)
+    monkeypatch.setattr(apg_throughput, "FOLDER", tmp_path)
+    with apg_throughput.peer(sys.executable, 2, 50) as measure:
+        rows = [measure(), measure()]
+    assert [row["number"] for row in rows] == [0, 1]
+    assert rows[0]["argv"] == ["--wait", "--num_repeats=2", "--num_updates=50"]
+    (tmp_path / apg_throughput.PEER).write_text("raise SystemExit(1)")
+    with (
+        apg_throughput.peer(sys.executable, 2, 50) as measure,
+        pytest.raises(RuntimeError, match="ended early"),
+    ):
+        measure()
+
+
+def test_the_ratio_to_the_peer_is_of_neighbours():
+    pair = lambda theirs, ours: tuple(
+        {apg_throughput.CPU: x, apg_throughput.WALL: 1.0} for x in (theirs, ours)
+    )
+    # the machine is twice as fast in the end
+    found = apg_throughput.summary([pair(1, 2), pair(1, 3), pair(2, 8)])
+    assert (found["ratio"], found["ratio_wall"]) == (3, 1)
+    assert found["ours"][apg_throughput.CPU] == 3
+
+
+def test_the_peer_trains_in_the_same_setting():
+    text = (apg_throughput.FOLDER / apg_throughput.PEER).read_text()
+    known = {
+        line.targets[0].id: ast.literal_eval(line.value)
+        for line in ast.parse(text).body
+        if isinstance(line, ast.Assign)
+        and isinstance(line.value, ast.Dict | ast.Constant)
+    }
+    assert known["SETTING"]["num_envs"] == apg_throughput.CONFIG.num_envs
+    assert known["SETTING"]["horizon_length"] == apg_throughput.CONFIG.horizon
+    assert f"brax/{known['ENV']}/{known['BACKEND']}" == apg_throughput.ENV

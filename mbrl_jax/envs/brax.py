@@ -8,8 +8,10 @@ counted here, and a rollout resets with a fresh key.
 What a user of Brax otherwise meets one by one is settled here: the import prints to
 stdout; MuJoCo's compiler writes MUJOCO_LOG.TXT into the working directory; some `step`s
 write into the state they are given; some change weak types, so that a jitted loop
-compiles twice; the sources neither hold under `jax_numpy_rank_promotion="raise"` nor
-with warnings as errors; `observation_size` runs a whole reset.
+compiles twice; under vmap the solver of the generalized backend goes on after it has
+converged, and so does its gradient; the sources neither hold under
+`jax_numpy_rank_promotion="raise"` nor with warnings as errors; `observation_size` runs
+a whole reset.
 
 Of the backends, generalized and mjx move as MuJoCo does; spring is 2 to 10 times
 cheaper than generalized, positional little, but they are other tasks: a random policy
@@ -32,7 +34,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mbrl_jax.ops import raycast
+from mbrl_jax.ops import loop, raycast
 from mbrl_jax.types import Array, Env, EnvState, Key, PyTree
 
 Rule = Callable[[Array, Array, Array], Array]  # (obs [O], action [A], next_obs [O])
@@ -254,9 +256,56 @@ def build(name: str, backend: str) -> Any:
         handler = mujoco.get_mju_user_warning()
         mujoco.set_mju_user_warning(lambda message: None)
         try:
-            return envs.get_environment(name, backend=backend)
+            brax_env = envs.get_environment(name, backend=backend)
         finally:
             mujoco.set_mju_user_warning(handler)
+    if backend == "generalized":
+        brax_env.pipeline_step = _our_force()(brax_env.pipeline_step)
+    return brax_env
+
+
+@contextlib.contextmanager
+def _our_force() -> Iterator[None]:
+    """What is traced here has `constraint_force` in place of Brax's own."""
+    from brax.generalized import constraint
+
+    theirs, constraint.force = constraint.force, constraint_force
+    try:
+        yield
+    finally:
+        constraint.force = theirs
+
+
+def constraint_force(sys: Any, state: Any) -> Array:
+    """Generalized forces [D] of joint limits and contacts, as Brax's, bit by bit.
+
+    They solve min_x |A x + b|^2, x >= 0 by projected gradients.  Brax's loop goes on to
+    `solver_iterations` under vmap, even where nothing touches anything; so does its
+    gradient.  This one ends once all environments have converged.
+    """
+    import jaxopt
+
+    jac, inverse = state.con_jac, state.mass_mx_inv  # [C, D], [D, D]
+    if jac.shape[0] == 0:
+        return jnp.zeros(sys.qd_size())
+    a = jac @ inverse @ jac.T + jnp.diag(state.con_diag)
+    b = jac @ inverse @ state.qf_smooth - state.con_aref
+    solver = jaxopt.ProjectedGradient(
+        lambda x: jnp.sum(0.5 * (a @ x + b) ** 2),
+        jaxopt.projection.projection_non_negative,
+        maxiter=sys.solver_iterations,
+        maxls=sys.solver_maxls,
+        implicit_diff=False,
+    )
+    zeros = jnp.zeros_like(b)
+    first = tuple(solver.update(zeros, solver.init_state(zeros)))
+    x, _ = loop.bounded(
+        lambda carry: carry[1].error > solver.tol,
+        lambda carry: tuple(solver.update(*carry)),
+        first,
+        sys.solver_iterations - 1,
+    )
+    return jac.T @ x
 
 
 @contextlib.contextmanager

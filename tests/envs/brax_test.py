@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from brax import base, kinematics
+from brax.generalized import constraint
 
 from mbrl_jax.envs import brax
 
@@ -306,3 +307,57 @@ def test_frames_show_the_state():
     dark = (frames.sum(axis=-1) < 250).mean(axis=1)  # [3, width]
     columns = (dark * np.arange(320)).sum(axis=-1) / dark.sum(axis=-1)
     assert columns[2] > columns[0] + 20
+
+
+NUM_CONSTRAINTS, NUM_DOFS, NUM_STATES = 2, 3, 16
+
+
+def constrained_states():
+    """Made up: half of them touch nothing, so that their constraints are blank."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    touching = (jnp.arange(NUM_STATES) % 2 == 0)[:, None]
+    jac = jax.random.normal(keys[0], (NUM_STATES, NUM_CONSTRAINTS, NUM_DOFS))
+    root = jax.random.normal(keys[1], (NUM_STATES, NUM_DOFS, NUM_DOFS))
+    return {
+        "con_jac": jnp.where(touching[:, :, None], jac, 0),
+        "con_diag": jnp.where(touching, jnp.ones((1, NUM_CONSTRAINTS)), 0),
+        "con_aref": jnp.where(
+            touching, 3 * jax.random.normal(keys[2], (NUM_STATES, NUM_CONSTRAINTS)), 0
+        ),
+        "mass_mx_inv": jnp.eye(NUM_DOFS)[None] + 0.1 * root @ root.swapaxes(1, 2),
+        "qf_smooth": jax.random.normal(keys[3], (NUM_STATES, NUM_DOFS)),
+    }
+
+
+@pytest.mark.parametrize("num_iterations", [3, 100])  # too few; enough
+def test_forces_of_constraints_are_those_of_brax(num_iterations):
+    system = SimpleNamespace(
+        solver_iterations=num_iterations, solver_maxls=5, qd_size=lambda: NUM_DOFS
+    )
+
+    def batch(force):
+        def one(state):
+            found = force(system, SimpleNamespace(**state))
+            return jnp.sin(found).sum(), found
+
+        gradient = jax.vmap(jax.grad(one, has_aux=True))
+        with brax._lenient():
+            return jax.jit(gradient)(constrained_states())
+
+    (slopes, forces), (known_slopes, known) = (
+        batch(force) for force in (brax.constraint_force, constraint.force)
+    )
+    np.testing.assert_array_equal(forces, known)
+    assert (np.abs(known).max(axis=1) > 0.01).sum() >= 4  # they do push
+    for name, slope in slopes.items():
+        scale = np.abs(known_slopes[name]).max()
+        np.testing.assert_allclose(slope, known_slopes[name], atol=1e-5 * scale)
+
+
+def test_our_forces_are_used_while_an_environment_is_traced_and_no_longer(monkeypatch):
+    calls, theirs = [], constraint.force
+    ours = lambda *args: calls.append(1) or theirs(*args)
+    monkeypatch.setattr(brax, "constraint_force", ours)
+    brax.make("inverted_double_pendulum")
+    assert calls
+    assert constraint.force is theirs

@@ -160,6 +160,16 @@ def test_buffers_lose_energy_and_vanish_inside():
         np.testing.assert_allclose(at_end, [expected, -expected], rtol=1e-3)
 
 
+def test_buffers_have_a_slope_where_they_begin():
+    for buffers in (cartpole.SWINGUP_BUFFERS, cartpole.PETS_BUFFERS):
+        x = jnp.array([-buffers.limit, buffers.limit])
+        rest = jax.grad(
+            lambda x, buffers=buffers: cartpole.buffer_force(buffers, x, 0.0)
+        )
+        slope = jax.vmap(rest)(x)  # of a softplus at 0
+        np.testing.assert_allclose(slope, -buffers.stiffness / 2, rtol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("env", "upright"), [(cartpole.swingup(), 0.0), (cartpole.pets(), np.pi)]
 )
