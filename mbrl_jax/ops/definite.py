@@ -1,0 +1,107 @@
+"""Small symmetric matrices, positive definite or made so: solve, project, minimise."""
+
+import enum
+
+import jax
+import jax.numpy as jnp
+
+from mbrl_jax.types import Array
+
+MAX_ITERATIONS = 20  # of the minimiser in a box
+SIZES = tuple(0.6**i for i in range(10))  # of the steps it tries
+ENOUGH = 0.1  # share of the decrease promised by the gradient that a step has to keep
+
+
+class Status(enum.IntEnum):
+    """Of what is computed by such matrices, as an int32."""
+
+    SOLVED = 0
+    NOT_CONVERGED = 1
+    INDEFINITE = 2  # a matrix that has to be positive definite is not
+    NOT_FINITE = 3
+
+
+def solve(matrix: Array, right: Array) -> tuple[Array, Array]:
+    """matrix^-1 right, of [D, D] and [D, ...], and whether `matrix` is definite.
+
+    That is symmetric and positive definite: elimination needs no pivots then, and they
+    are all positive.  It is written out, since LAPACK takes longer for matrices this
+    small.  The solution is 0 for one that is not definite, and NaN for NaN.
+    """
+    size = len(matrix)
+    rows = jnp.column_stack([matrix, right])
+    least = jnp.finfo(matrix.dtype).eps * jnp.abs(jnp.diag(matrix)).max()
+    definite = jnp.array(True)
+    for i in range(size):
+        definite &= rows[i, i] > least  # false if it is NaN
+        pivot = jnp.where(rows[i, i] <= least, 1.0, rows[i, i])
+        row = rows[i] / pivot
+        rows = (rows - jnp.outer(rows[:, i], row)).at[i].set(row)
+    return rows[:, size:].reshape(right.shape) * definite, definite
+
+
+def project(
+    Q: Array, S: Array, R: Array, *, floor: float = 1e-6
+) -> tuple[Array, Array, Array]:
+    """The nearest [[Q, S'], [S, R]] without negative eigenvalues, cross term included.
+
+    Nearest in the Frobenius norm; then the eigenvalues of R are raised to `floor`.
+    """
+    size = len(Q)
+    joint = _clip_eigenvalues(jnp.block([[Q, S.T], [S, R]]), 0.0)
+    return (
+        joint[:size, :size],
+        joint[size:, :size],
+        _clip_eigenvalues(joint[size:, size:], floor),
+    )
+
+
+def minimise_in_box(H: Array, g: Array, low: Array, high: Array) -> tuple[Array, Array]:
+    """argmin over low <= k <= high of g'k + 1/2 k'Hk, and which entries are free, [A].
+
+    The others are held at their limit by the gradient.  By projected Newton steps
+    (Tassa, Mansard and Todorov, "Control-limited differential dynamic programming",
+    2014, Sec. III) from 0, which is to be within the box; it stays where it is when the
+    free part of H [A, A] is not positive definite.
+    """
+    sizes = jnp.array(SIZES, g.dtype)
+    value = lambda k: g @ k + k @ H @ k / 2
+
+    def free(k: Array) -> Array:
+        gradient = g + H @ k
+        return ~(((k <= low) & (gradient > 0)) | ((k >= high) & (gradient < 0)))
+
+    def improve(carry: tuple) -> tuple:
+        k, _, i = carry
+        gradient = g + H @ k
+        step, _ = solve_free(H, free(k), -gradient)
+        every = jnp.clip(k[None] + sizes[:, None] * step[None], low[None], high[None])
+        promised = (every - k[None]) @ gradient
+        enough = jax.vmap(value)(every) <= value(k) + ENOUGH * promised
+        new = jnp.where(enough.any(), every[jnp.argmax(enough)], k)
+        still = jnp.abs(new - k) <= jnp.finfo(k.dtype).eps * jnp.abs(k)
+        return new, ~still.all(), i + 1
+
+    unfinished = lambda carry: carry[1] & (carry[2] < MAX_ITERATIONS)
+    start = (jnp.zeros_like(g), jnp.array(True), jnp.zeros((), jnp.int32))
+    k, _, _ = jax.lax.while_loop(unfinished, improve, start)
+    return k, free(k)
+
+
+def solve_free(H: Array, free: Array, right: Array) -> tuple[Array, Array]:
+    """H^-1 `right` [A, ...] among the free entries, 0 for the others; if definite."""
+    among = jnp.where(jnp.outer(free, free), H, jnp.eye(len(H), dtype=H.dtype))
+    mask = free.reshape(free.shape + (1,) * (right.ndim - 1))
+    return solve(among, jnp.where(mask, right, 0.0))
+
+
+def status(definite: Array, *results: Array) -> Array:
+    """Whether all of `definite` holds, and all `results` are finite."""
+    found = jnp.where(definite.all(), Status.SOLVED, Status.INDEFINITE)
+    finite = jnp.stack([jnp.isfinite(result).all() for result in results]).all()
+    return jnp.where(finite, found, Status.NOT_FINITE).astype(jnp.int32)
+
+
+def _clip_eigenvalues(matrix: Array, least: float) -> Array:
+    values, vectors = jnp.linalg.eigh(matrix)
+    return (vectors * jnp.maximum(values, least)[None]) @ vectors.T

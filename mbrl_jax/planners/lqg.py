@@ -1,0 +1,165 @@
+"""LQG: linear dynamics and quadratic costs, where x is only measured.
+
+x' = A x + B u + c + w and y = C x + e, with w ~ N(0, W) and e ~ N(0, N) [Y].  A belief
+is the normal distribution of x given what was measured, y_0 before u_0.  The optimum
+steers its mean by the gains K, k of LQR (separation; Bertsekas, "Dynamic programming
+and optimal control", 2017, Sec. 5.2).
+
+x state [O], u control [A], y measurement [Y], H horizon.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mbrl_jax.ops import definite
+from mbrl_jax.types import Array, Key, Policy, PyTree
+
+
+class Plant(NamedTuple):
+    A: Array  # [H, O, O]
+    B: Array  # [H, O, A]
+    c: Array  # [H, O]
+    W: Array  # [H, O, O]
+    C: Array  # [H + 1, Y, O]
+    N: Array  # [H + 1, Y, Y] positive definite
+
+
+class Belief(NamedTuple):
+    mean: Array  # [..., O]
+    cov: Array  # [..., O, O]
+
+
+class Gains(NamedTuple):
+    """Of the Kalman filter; they do not depend on what is measured."""
+
+    L: Array  # [H + 1, O, Y] the mean moves by L (y - C mean)
+    predicted: Array  # [H + 1, O, O] cov before y is measured
+    cov: Array  # [H + 1, O, O] and after
+    status: Array  # [] int32, a `definite.Status`
+
+
+class Filtered(NamedTuple):
+    predicted: Belief  # [H + 1] before y is measured
+    belief: Belief  # [H + 1] and after
+    log_likelihood: Array  # [] of all that was measured
+    status: Array  # [] int32, a `definite.Status`
+
+
+def correct(predicted: Array, C: Array, N: Array) -> tuple[Array, Array, Array]:
+    """L [O, Y], the cov [O, O] after a measurement, and whether its own is definite.
+
+    Of the cov `predicted` before it.  For the stationary filter that is V of
+    `lqr.stationary(A.T, C.T, W, N)`, the dual of control.
+    """
+    innovation = C @ predicted @ C.T + N
+    solved, well = definite.solve(innovation, C @ predicted)
+    L = solved.T
+    rest = jnp.eye(len(predicted), dtype=predicted.dtype) - L @ C
+    # Joseph's form stays positive semi-definite for any L
+    return L, rest @ predicted @ rest.T + L @ N @ L.T, well
+
+
+def kalman_gains(plant: Plant, cov: Array) -> Gains:
+    """From `cov` [O, O], of x before the first measurement."""
+
+    def step(predicted: Array, now: tuple) -> tuple[Array, tuple]:
+        A, W, C, N = now
+        L, cov, well = correct(predicted, C, N)
+        return A @ cov @ A.T + W, (L, predicted, cov, well)
+
+    stages = (plant.A, plant.W, plant.C[:-1], plant.N[:-1])
+    end, steps = jax.lax.scan(step, cov, stages)
+    L, after, well = correct(end, plant.C[-1], plant.N[-1])
+    Ls, predicted, covs, wells = map(_append, steps, (L, end, after, well))
+    return Gains(Ls, predicted, covs, definite.status(wells, covs))
+
+
+def kalman_filter(plant: Plant, prior: Belief, u: Array, y: Array) -> Filtered:
+    """Beliefs of x given y so far, for u [H, A] and y [H + 1, Y] (Kalman, 1960).
+
+    `prior` is before the first y.
+    """
+    gains = kalman_gains(plant, prior.cov)
+
+    def step(predicted: Array, now: tuple) -> tuple[Array, tuple]:
+        A, B, c, C, L, u, y = now
+        mean = predicted + L @ (y - C @ predicted)
+        return A @ mean + B @ u + c, (predicted, mean)
+
+    stages = (plant.A, plant.B, plant.c, plant.C[:-1], gains.L[:-1], u, y[:-1])
+    end, steps = jax.lax.scan(step, prior.mean, stages)
+    last = end + gains.L[-1] @ (y[-1] - plant.C[-1] @ end)
+    predicted, mean = map(_append, steps, (end, last))
+    errors = y - jnp.einsum("tyo,to->ty", plant.C, predicted)
+    covs = plant.C @ gains.predicted @ jnp.swapaxes(plant.C, 1, 2) + plant.N
+    density = jax.vmap(jax.scipy.stats.multivariate_normal.logpdf)
+    finite = jnp.isfinite(mean).all()
+    status = jnp.where(finite, gains.status, definite.Status.NOT_FINITE)
+    return Filtered(
+        Belief(predicted, gains.predicted),
+        Belief(mean, gains.cov),
+        jnp.sum(density(errors, jnp.zeros_like(errors), covs)),
+        status.astype(jnp.int32),
+    )
+
+
+def smoother(A: Array, filtered: Filtered) -> tuple[Belief, Array]:
+    """Beliefs [H + 1] of x given all y, and a status (Rauch, Tung and Striebel, 1965).
+
+    The predicted covs are to be positive definite, as they are where W is.
+    """
+
+    def step(later: Belief, now: tuple[Belief, Belief, Array]) -> tuple[Belief, tuple]:
+        belief, predicted, A = now
+        solved, well = definite.solve(predicted.cov, A @ belief.cov)
+        G = solved.T
+        mean = belief.mean + G @ (later.mean - predicted.mean)
+        smooth = Belief(mean, belief.cov + G @ (later.cov - predicted.cov) @ G.T)
+        return smooth, (smooth, well)
+
+    last = jax.tree.map(lambda x: x[-1], filtered.belief)
+    now = jax.tree.map(lambda x: x[:-1], filtered.belief)
+    ahead = jax.tree.map(lambda x: x[1:], filtered.predicted)
+    _, (beliefs, well) = jax.lax.scan(step, last, (now, ahead, A), reverse=True)
+    beliefs = jax.tree.map(_append, beliefs, last)
+    return beliefs, definite.status(well, beliefs.mean, beliefs.cov)
+
+
+def lqg(plant: Plant, K: Array, k: Array, L: Array, mean: Array) -> Policy:
+    """Acts on measurements y as obs.  `mean` [O] is that of x before the first one.
+
+    Past its end the last entry of each array is used: arrays of length 1 make the
+    stationary controller.
+    """
+
+    def act(key: Key, obs: Array, memory: PyTree) -> tuple[Array, PyTree]:
+        mean, t = memory
+        at = lambda x: x[jnp.minimum(t, len(x) - 1)]
+        mean = mean + at(L) @ (obs - at(plant.C) @ mean)
+        u = at(K) @ mean + at(k)
+        mean = at(plant.A) @ mean + at(plant.B) @ u + at(plant.c)
+        return u, (mean, t + 1)
+
+    return Policy(lambda: (mean, jnp.zeros((), jnp.int32)), act)
+
+
+def expected_cost(
+    plant: Plant, prior: Belief, R: Array, K: Array, V: Array, v: Array, constant: Array
+) -> Array:
+    """Of LQG in all: what the mean costs, the noise, and not knowing (Bertsekas).
+
+    R [H, A, A] is the cost of u; K [H, A, O], V [H + 1, O, O], v [H + 1, O] and
+    constant [H + 1] are the solution of LQR.
+    """
+    gains, ahead = kalman_gains(plant, prior.cov), V[1:]
+    Quu = R + jnp.swapaxes(plant.B, 1, 2) @ ahead @ plant.B
+    blind = jnp.einsum("tai,tab,tbj,tij->", K, Quu, K, gains.cov[:-1])
+    noise = jnp.einsum("tij,tij->", ahead, plant.W)
+    known = prior.mean @ V[0] @ prior.mean / 2 + v[0] @ prior.mean + constant[0]
+    return known + ((V[0] * prior.cov).sum() + noise + blind) / 2
+
+
+def _append(steps: Array, last: Array) -> Array:
+    return jnp.concatenate([steps, last[None]])

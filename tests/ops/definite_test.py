@@ -1,0 +1,100 @@
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.optimize
+
+from mbrl_jax.ops import definite
+
+
+@pytest.fixture(autouse=True)
+def x64():
+    with jax.enable_x64(True):
+        yield
+
+
+minimise_in_box = jax.jit(definite.minimise_in_box)
+
+
+def test_solve():
+    root = np.random.default_rng(0).normal(size=(6, 6))
+    matrix, right = root @ root.T, np.arange(12.0).reshape(6, 2)
+    solved, well = jax.jit(definite.solve)(matrix, right)
+    assert well
+    np.testing.assert_allclose(solved, np.linalg.solve(matrix, right), rtol=1e-8)
+    for bad in (np.diag([1.0, -1.0]), np.ones((2, 2)), np.zeros((2, 2))):
+        solved, well = definite.solve(jnp.asarray(bad), jnp.ones(2))
+        assert not well
+        assert (solved == 0).all()
+    solved, well = definite.solve(jnp.full((2, 2), jnp.nan), jnp.ones(2))
+    assert not well
+    assert jnp.isnan(solved).all()
+
+
+def test_project_is_nearest_and_leaves_convex_costs_alone():
+    rng = np.random.default_rng(0)
+    joint = rng.normal(size=(5, 5))
+    joint = joint + joint.T
+    assert np.linalg.eigvalsh(joint)[0] < -1
+    project = jax.jit(partial(definite.project, floor=1e-3))
+    Q, S, R = project(joint[:3, :3], joint[3:, :3], joint[3:, 3:])
+    nearest = np.block([[Q, S.T], [S, R]])
+    # Nearest: what was removed is negative, and orthogonal to what is left.
+    removed = joint - nearest
+    assert np.linalg.eigvalsh(nearest)[0] > -1e-12
+    assert np.linalg.eigvalsh(removed)[-1] < 1e-12
+    np.testing.assert_allclose(removed @ nearest, 0, atol=1e-12)
+    for once, twice in zip((Q, S, R), project(Q, S, R), strict=True):
+        np.testing.assert_allclose(once, twice, atol=1e-12)
+
+
+def test_project_makes_what_u_costs_positive():
+    Q, S, R = definite.project(jnp.eye(2), jnp.ones((1, 2)), -jnp.eye(1), floor=1e-3)
+    assert R[0, 0] >= 1e-3 * (1 - 1e-9)
+    assert jnp.linalg.eigvalsh(jnp.block([[Q, S.T], [S, R]]))[0] > -1e-12
+
+
+def test_minimise_in_box_equals_scipys_bounded_least_squares():
+    """1/2 |M k - b|^2 is g'k + 1/2 k'Hk, up to a constant."""
+    rng = np.random.default_rng(0)
+    num_held = set()
+    for _ in range(100):
+        M, b = rng.normal(size=(6, 4)), 2 * rng.normal(size=6)
+        low, high = -rng.uniform(0, 1, 4), rng.uniform(0, 1, 4)
+        k, free = minimise_in_box(M.T @ M, -M.T @ b, low, high)
+        exact = scipy.optimize.lsq_linear(M, b, (low, high), tol=1e-14).x
+        np.testing.assert_allclose(k, exact, atol=1e-6)
+        gradient = M.T @ (M @ np.asarray(k) - b)
+        np.testing.assert_allclose(gradient[free], 0, atol=1e-12)
+        assert (gradient[~free & (k == low)] > 0).all()
+        assert (gradient[~free & (k == high)] < 0).all()
+        assert (free | (k == low) | (k == high)).all()
+        num_held.add(int((~free).sum()))
+    assert num_held == {0, 1, 2, 3, 4}
+
+
+def test_solve_free():
+    H, right = (
+        jnp.array([[2.0, 1.0, 0.0], [1.0, 3.0, 1.0], [0.0, 1.0, 4.0]]),
+        jnp.eye(3),
+    )
+    free = jnp.array([True, False, True])
+    solved, well = definite.solve_free(H, free, right)
+    assert well
+    np.testing.assert_allclose(solved, np.diag([0.5, 0.0, 0.25]))
+
+
+def test_what_has_no_minimum_ends():
+    for H in (-jnp.eye(2), jnp.full((2, 2), jnp.nan)):
+        k, free = minimise_in_box(H, jnp.ones(2), -jnp.ones(2), jnp.ones(2))
+        assert not definite.solve_free(H, free, jnp.ones(2))[1] or not free.any()
+        assert jnp.isfinite(k).all()
+
+
+def test_status():
+    yes, no, one = jnp.ones(2, bool), jnp.array([True, False]), jnp.ones(2)
+    assert definite.status(yes, one, one) == definite.Status.SOLVED
+    assert definite.status(no, one) == definite.Status.INDEFINITE
+    assert definite.status(no, one, one * jnp.inf) == definite.Status.NOT_FINITE
