@@ -16,7 +16,7 @@ def gradient(
     action_limit: float,
     num_samples: int = 16,
     num_iterations: int = 50,
-    learning_rate: float | Array = 0.05,
+    step_size: float | Array = 0.05,
 ) -> tuple[Plan, Metrics]:
     """Maximises a differentiable `objective`; executes the best sequence on the way.
 
@@ -24,7 +24,7 @@ def gradient(
     the action limit, onto which actions are projected.  A gradient that is not finite
     moves nothing, a return that is not finite is worse than any other.
     """
-    optimizer = finite.skip_non_finite(optax.adam(learning_rate), num_samples)
+    optimizer = finite.skip_non_finite(optax.adam(step_size), num_samples)
     worth = lambda x: objective(x * action_limit)
     evaluate = sharding.vmap(jax.value_and_grad(worth))
 
