@@ -19,7 +19,6 @@ from experiments import gradient_figures, gradients, plot, run_folder
 RESULTS = Path(__file__).parent / "results" / "gradients.json"
 DOCS = Path(__file__).parents[1] / "docs"
 OWN = (
-    "pendulum",
     "cartpole_swingup",
     "cartpole_balance",
     "cartpole_pets",
@@ -33,12 +32,7 @@ OWN = (
     "probe4",
     "probe5",
 )
-COMMON = (
-    "--num_samples=128",
-    "--hidden_sizes=8",
-    "--horizons=1,2,4,8,16,32,64",
-    "--precision=fast,highest,x64",
-)
+COMMON = ("--num_samples=128", "--hidden_sizes=8", "--horizons=1,2,4,8,16,32,64")
 BRAX = ("--num_samples=64", "--hidden_sizes=", "--horizons=1,2,4,8,16", "--window=4")
 CASES: dict[str, tuple[str, ...]] = {
     "doubling_map": (
@@ -56,7 +50,8 @@ CASES: dict[str, tuple[str, ...]] = {
         "--seed=2",
         "--horizons=1,2,4,8,16,32,64,128",
     ),
-    **{name: (f"--env={name}", *COMMON) for name in OWN},
+    "pendulum": ("--env=pendulum", *COMMON, "--precision=fast,highest,x64"),
+    **{name: (f"--env={name}", *COMMON, "--precision=fast,x64") for name in OWN},
     **{
         f"brax/{name}/generalized": (
             f"--env=brax/{name}/generalized",
