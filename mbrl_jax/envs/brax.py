@@ -260,7 +260,10 @@ def build(name: str, backend: str) -> Any:
         finally:
             mujoco.set_mju_user_warning(handler)
     if backend == "generalized":
-        brax_env.pipeline_step = _our_force()(brax_env.pipeline_step)
+        # by its class, so that a copy with another `sys` steps by its own
+        theirs = type(brax_env)
+        step = _our_force()(theirs.pipeline_step)
+        brax_env.__class__ = type(theirs.__name__, (theirs,), {"pipeline_step": step})
     return brax_env
 
 

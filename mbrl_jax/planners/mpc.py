@@ -26,7 +26,7 @@ PLANNERS: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
         ("num_samples", "num_elites", "num_iterations", "momentum", "noise_exponent"),
     ),
     "cma_es": (cma_es, ("num_samples", "num_iterations")),
-    "gradient": (gradient, ("num_samples", "num_iterations", "step_size")),
+    "gradient": (gradient, ("num_samples", "num_iterations")),
     "mppi": (mppi, ("num_samples", "num_iterations", "temperature")),
 }
 
@@ -44,7 +44,6 @@ class Config:
     noise_exponent: float = 2.0  # 0 white, larger is smoother in time; icem
     num_kept: int = 5  # elites that survive to the next step; icem
     temperature: float = 0.1  # in standard deviations of the returns; mppi
-    step_size: float = 0.05  # of Adam, in units of the action limit; gradient
 
 
 def make(
@@ -107,7 +106,7 @@ def validate(name: str, config: Config) -> None:
         raise ValueError(f"planner is {name!r}, must be one of: {', '.join(PLANNERS)}")
     checks.at_least(config, 1, "horizon", "num_samples", "num_elites", "num_iterations")
     checks.within(config, 0, 1, "momentum")
-    checks.positive(config, "init_std", "temperature", "step_size")
+    checks.positive(config, "init_std", "temperature")
     checks.at_least(config, 0, "num_kept")
     if "num_elites" in PLANNERS[name][1]:
         checks.at_most(config, "num_elites", "num_samples")
