@@ -117,6 +117,7 @@ def small_product(monkeypatch):
     monkeypatch.setattr(timing, "product", lambda: product)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MEASURES)
 def test_figures_are_positive_and_in_the_table(name):
     rows = MEASURES[name]()
@@ -135,6 +136,7 @@ def test_every_topic_is_tested_here():
     assert set(MEASURES) | others == set(topics.TOPICS)
 
 
+@pytest.mark.slow
 def test_devices_do_not_change_the_numbers():
     for row in seeds.sharded(3, 4, TINY_PETS):
         assert 0 <= row.figure < 1e-6

@@ -302,6 +302,7 @@ def test_overflow_leaves_total_propagation_with_the_score():
     assert 0 < estimate.total_variance(mixed) < 1e8
 
 
+@pytest.mark.slow
 @each
 def test_a_rollout_that_breaks_is_left_out_and_counted(name):
     """The last of eight breaks: what is left is the estimate from the first seven."""
@@ -351,6 +352,7 @@ def test_nothing_is_left_when_all_break():
         jax.tree.map(lambda x: np.testing.assert_array_equal(x, 0), found.gradient)
 
 
+@pytest.mark.slow
 @each
 def test_rematerialisation_changes_nothing(name):
     problem = Problem(linear(), STOCHASTIC, 12, DISCOUNT, value)
@@ -514,6 +516,7 @@ def test_growth_of_errors_in_a_linear_loop():
     np.testing.assert_allclose(far, np.log(2) * np.arange(1, 3001), rtol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["pathwise", "likelihood_ratio", "total_propagation"])
 def test_a_batch_of_problems_equals_single_ones(name):
     """Under vmap over what the functions close over; keys among the state."""

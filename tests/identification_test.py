@@ -155,6 +155,7 @@ def test_a_damping_of_zero_is_told_from_large_ones_only():
     assert found.identifiable["mass"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["pendulum", "cartpole_swingup", "acrobot", "reacher"])
 def test_gradients_agree_with_finite_differences(name: str):
     names = {

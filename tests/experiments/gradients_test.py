@@ -33,6 +33,7 @@ def measure(folder: Path, *arguments: str) -> dict[str, Any]:
     return json.loads((folder / "gradients.json").read_text())
 
 
+@pytest.mark.slow
 def test_the_doubling_map_against_its_closed_forms(tmp_path: Path):
     folder = tmp_path / "new" / "folder"
     arguments = ("--env=doubling_map", "--horizons=6,2,9", "--num_samples=4000")
@@ -131,6 +132,7 @@ def test_without_noise_there_is_no_score(tmp_path: Path):
     assert min(found["pathwise"]["cosine"]["finite_difference"]) > 0.999
 
 
+@pytest.mark.slow
 def test_what_is_not_finite_is_null_and_counted(tmp_path: Path):
     """Pathwise messages overflow; a score of one number has no such trouble."""
     report = measure(

@@ -133,6 +133,7 @@ def assert_consistent(folder: Path, found: search.Found, num_seeds: int = 2) -> 
     assert found.value == pytest.approx(best)
 
 
+@pytest.mark.slow
 def test_a_tiny_run_is_searched(tiny: str, tmp_path: Path) -> None:
     base = run.record_of(*run.parse(["run", tiny]))
     domains = {
@@ -247,6 +248,7 @@ def test_few_at_once_need_no_more_trials(tmp_path: Path) -> None:
 TWO = {"x": Range(0.0, 1.0), "size": [1, 2]}  # two programs in a generation
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("toy")
 @pytest.mark.parametrize(
     "moment", ["asking", "before the ledger", "after the ledger", "report"]
@@ -432,6 +434,7 @@ def test_the_same_settings_are_trained_once(tmp_path: Path) -> None:
         assert len(states) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("toy")
 def test_it_learns_where_to_look(tmp_path: Path) -> None:
     """Against as many draws at random, over five seeds."""

@@ -44,6 +44,7 @@ print(json.dumps(results))
 """
 
 
+@pytest.mark.slow
 def test_the_numbers_do_not_depend_on_the_devices() -> None:
     output = subprocess.run(
         [sys.executable, "-c", CODE],
