@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks.cma_es import ellipsoid, rastrigin, rosenbrock, sphere
 from mbrl_jax.planners import cma_es
 from mbrl_jax.types import Array, Key
 
@@ -15,22 +16,6 @@ from mbrl_jax.types import Array, Key
 def x64():
     with jax.enable_x64(True):
         yield
-
-
-def sphere(x: Array) -> Array:
-    return (x**2).sum()
-
-
-def ellipsoid(x: Array) -> Array:
-    return (1e6 ** (jnp.arange(len(x)) / (len(x) - 1)) * x**2).sum()
-
-
-def rosenbrock(x: Array) -> Array:
-    return (100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2).sum()
-
-
-def rastrigin(x: Array) -> Array:
-    return 10 * len(x) + (x**2 - 10 * jnp.cos(2 * jnp.pi * x)).sum()
 
 
 @pytest.mark.parametrize(
