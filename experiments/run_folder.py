@@ -76,6 +76,9 @@ def rows(record: Record) -> list[dict[str, Any]]:
 def surroundings() -> dict[str, Any]:
     """Where and with what the run was made."""
     git = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
+    script, *arguments = sys.argv
+    with contextlib.suppress(ValueError):  # one that lies elsewhere
+        script = str(Path(script).resolve().relative_to(Path(__file__).parents[1]))
     commit = ""
     with contextlib.suppress(OSError):  # no git here
         commit = subprocess.run(
@@ -83,7 +86,7 @@ def surroundings() -> dict[str, Any]:
         ).stdout.strip()
     return {
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": sys.argv,
+        "command": [script, *arguments],
         "commit": commit or None,
         "versions": {
             "python": platform.python_version(),
