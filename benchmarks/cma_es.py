@@ -155,9 +155,8 @@ def our_generations(size: int, num_samples: int) -> Callable[[], Any]:
     @jax.jit
     def run(key: Key) -> cma_es.State:
         start = cma_es.init(jnp.ones(size), jnp.asarray(1.0))
-        return jax.lax.scan(generation, start, jax.random.split(key, NUM_GENERATIONS))[
-            0
-        ]
+        keys = jax.random.split(key, NUM_GENERATIONS)
+        return jax.lax.scan(generation, start, keys)[0]
 
     return lambda: run(jax.random.key(0))
 
@@ -177,9 +176,8 @@ def evosax_generations(size: int, num_samples: int) -> Callable[[], Any]:
     @jax.jit
     def run(key: Key) -> Any:
         state = strategy.init(key, jnp.ones(size), params)
-        return jax.lax.scan(generation, state, jax.random.split(key, NUM_GENERATIONS))[
-            0
-        ]
+        keys = jax.random.split(key, NUM_GENERATIONS)
+        return jax.lax.scan(generation, state, keys)[0]
 
     return lambda: run(jax.random.key(0))
 

@@ -75,7 +75,7 @@ def default_num_samples(size: int) -> int:
     return 4 + int(3 * math.log(size))
 
 
-def init(mean: Array, std: Array) -> State:
+def init(mean: Array, std: Array | float) -> State:
     """Starts from a normal around `mean` [D] with `std` [D]."""
     zeros, eye = jnp.zeros_like(mean), jnp.eye(len(mean), dtype=mean.dtype)
     std = jnp.broadcast_to(jnp.asarray(std, mean.dtype), mean.shape)
@@ -168,7 +168,7 @@ def minimise(
     size = len(mean)
     num_samples = num_samples or default_num_samples(size)
     num_remembered = 10 + -(-30 * size // num_samples)
-    start = init(mean, jnp.asarray(std, mean.dtype))
+    start = init(mean, std)
 
     def generation(carry: tuple) -> tuple:
         key, result, history = carry
@@ -197,12 +197,9 @@ def minimise(
         )
         return key, Result(x, value, status, num_evaluations, state), history
 
-    nothing = jnp.zeros((), jnp.int32)
-    infinite = jnp.asarray(jnp.inf, mean.dtype)
-    result = Result(mean, infinite, nothing, nothing, start)
     history = jnp.full(num_remembered, jnp.inf, mean.dtype)
     running = lambda carry: carry[1].status == RUNNING
-    return jax.lax.while_loop(running, generation, (key, result, history))[1]
+    return jax.lax.while_loop(running, generation, (key, _untried(start), history))[1]
 
 
 def restarted(
@@ -239,9 +236,7 @@ def restarted(
         )
 
     mean = start(key)
-    nothing = jnp.zeros((), jnp.int32)
-    infinite = jnp.asarray(jnp.inf, mean.dtype)
-    best = Result(mean, infinite, nothing, nothing, init(mean, jnp.asarray(std)))
+    best = _untried(init(mean, std))
     for i, run_key in enumerate(jax.random.split(key, num_restarts + 1)):
         num_samples = default_num_samples(len(mean)) * 2**i
         spent = best.num_evaluations + num_samples > max_evaluations
@@ -300,6 +295,12 @@ def mirrored(x: Array, low: Array | float, high: Array | float) -> Array:
     span = high - low
     offset = jnp.mod(x - low, 2 * span)
     return low + jnp.minimum(offset, 2 * span - offset)
+
+
+def _untried(state: State) -> Result:
+    """Before the first sample."""
+    nothing, mean = jnp.zeros((), jnp.int32), state.mean
+    return Result(mean, jnp.asarray(jnp.inf, mean.dtype), nothing, nothing, state)
 
 
 def _rates(size: int, num_samples: int) -> _Rates:
