@@ -46,32 +46,18 @@ def total(f, l, last, x: Array, u: Array) -> Array:
     return costs.sum() + last(end)
 
 
-def linear_quadratic(horizon: int, O: int = 3, A: int = 2):
-    """A problem with every term, and the same as functions."""
-    rng = np.random.default_rng(0)
-    root = rng.normal(size=(horizon + 1, O + A, O + A))
-    costs = root @ root.transpose(0, 2, 1) + 0.1 * np.eye(O + A)
-    p = lqr.Problem(
-        A=rng.normal(size=(horizon, O, O)) / np.sqrt(O),
-        B=rng.normal(size=(horizon, O, A)),
-        c=rng.normal(size=(horizon, O)),
-        Q=costs[:, :O, :O],
-        S=costs[:-1, O:, :O],
-        R=costs[:-1, O:, O:],
-        q=rng.normal(size=(horizon + 1, O)),
-        r=rng.normal(size=(horizon, A)),
-        constant=rng.normal(size=horizon + 1),
-    )
-    p = jax.tree.map(jnp.asarray, p)
+def linear_quadratic(p: lqr.Problem):
+    """A problem as functions."""
     of_x = lambda x, t: x @ p.Q[t] @ x / 2 + p.q[t] @ x + p.constant[t]
     of_u = lambda x, u, t: u @ (p.R[t] @ u / 2 + p.S[t] @ x + p.r[t])
     f = lambda x, u, t: p.A[t] @ x + p.B[t] @ u + p.c[t]
-    return p, f, lambda x, u, t: of_x(x, t) + of_u(x, u, t), lambda x: of_x(x, horizon)
+    return f, lambda x, u, t: of_x(x, t) + of_u(x, u, t), lambda x: of_x(x, -1)
 
 
 @ORDERS
-def test_a_linear_quadratic_problem_takes_one_iteration(second_order):
-    problem, f, l, last = linear_quadratic(7)
+def test_a_linear_quadratic_problem_takes_one_iteration(second_order, random_problem):
+    problem = random_problem(0, 7)
+    f, l, last = linear_quadratic(problem)
     best = lqr.solve(problem)
     x = jnp.array([1.0, -1.0, 2.0])
     solve = partial(ilqr, f, l, last, second_order=second_order, tolerance=1e-8)
@@ -165,8 +151,8 @@ def test_limits_of_the_torque(second_order):
     assert (ours.K[~(low | high)[:, 0]] != 0).any()
 
 
-def test_limits_of_a_linear_quadratic_problem_equal_scipys():
-    _, f, l, last = linear_quadratic(5)
+def test_limits_of_a_linear_quadratic_problem_equal_scipys(random_problem):
+    f, l, last = linear_quadratic(random_problem(0, 5))
     x = jnp.array([1.0, -1.0, 2.0])
     limits = (jnp.array([-0.3, -0.1]), jnp.array([0.2, 0.4]))
     solve = partial(ilqr, f, l, last, limits=limits, tolerance=1e-8)

@@ -23,25 +23,6 @@ smoother = jax.jit(lqg.smoother)
 expected_cost = jax.jit(lqg.expected_cost)
 
 
-def random_problem(horizon: int) -> Problem:
-    """Time-varying, with every term."""
-    rng = np.random.default_rng(horizon)
-    root = rng.normal(size=(horizon + 1, O + A, O + A))
-    costs = root @ root.transpose(0, 2, 1) + 0.1 * np.eye(O + A)
-    problem = Problem(
-        A=rng.normal(size=(horizon, O, O)) / np.sqrt(O),
-        B=rng.normal(size=(horizon, O, A)),
-        c=rng.normal(size=(horizon, O)),
-        Q=costs[:, :O, :O],
-        S=costs[:-1, O:, :O],
-        R=costs[:-1, O:, O:],
-        q=rng.normal(size=(horizon + 1, O)),
-        r=rng.normal(size=(horizon, A)),
-        constant=rng.normal(size=horizon + 1),
-    )
-    return jax.tree.map(jnp.asarray, problem)
-
-
 def random_plant(problem: Problem) -> tuple[lqg.Plant, lqg.Belief]:
     horizon = len(problem.A)
     rng = np.random.default_rng(horizon + 1)
@@ -82,9 +63,9 @@ def joint_of_x_and_y(plant: lqg.Plant, prior: lqg.Belief, u):
     return mean, cov
 
 
-def test_filter_and_smoother_equal_dense_conditioning():
+def test_filter_and_smoother_equal_dense_conditioning(random_problem):
     H = 5
-    problem = random_problem(H)
+    problem = random_problem(H, H)
     plant, prior = random_plant(problem)
     rng = np.random.default_rng(0)
     u, y = rng.normal(size=(H, A)), rng.normal(size=(H + 1, Y))
@@ -116,8 +97,8 @@ def test_filter_and_smoother_equal_dense_conditioning():
     np.testing.assert_allclose(filtered.log_likelihood, density, rtol=1e-9)
 
 
-def test_filter_and_smoother_have_a_status():
-    problem = random_problem(5)
+def test_filter_and_smoother_have_a_status(random_problem):
+    problem = random_problem(5, 5)
     plant, prior = random_plant(problem)
     u, y = jnp.zeros((5, A)), jnp.zeros((6, Y))
     run = lambda plant, y: kalman_filter(plant, prior, u, y)
@@ -157,8 +138,8 @@ def exact_cost(problem: Problem, plant: lqg.Plant, prior, best, gains) -> float:
     return float(total + problem.q[H] @ x + problem.constant[H])
 
 
-def test_lqg_costs_what_its_moments_say():
-    problem = random_problem(5)
+def test_lqg_costs_what_its_moments_say(random_problem):
+    problem = random_problem(5, 5)
     plant, prior = random_plant(problem)
     best = solve(problem)
     gains = kalman_gains(plant, prior.cov)
@@ -171,9 +152,9 @@ def test_lqg_costs_what_its_moments_say():
     assert exact_cost(problem, plant, prior, best, other) > exact
 
 
-def test_the_policy_of_lqg_costs_as_expected_on_average():
+def test_the_policy_of_lqg_costs_as_expected_on_average(random_problem):
     H, num_runs = 5, 20_000
-    problem = random_problem(H)
+    problem = random_problem(H, H)
     plant, prior = random_plant(problem)
     best = solve(problem)
     gains = kalman_gains(plant, prior.cov)
@@ -207,8 +188,8 @@ def test_the_policy_of_lqg_costs_as_expected_on_average():
     )
 
 
-def test_the_dual_of_control_is_the_filter_of_a_long_time():
-    plant, _ = random_plant(random_problem(1))
+def test_the_dual_of_control_is_the_filter_of_a_long_time(random_problem):
+    plant, _ = random_plant(random_problem(1, 1))
     C, W, N = plant.C[0], plant.W[0], plant.N[0]
     A_ = jnp.array([[1.2, 0.5, 0.0], [0.0, 1.2, -0.5], [0.0, 0.0, 1.2]])
     dual = jax.jit(lqr.stationary)(A_.T, C.T, W, N)
@@ -244,15 +225,15 @@ def test_the_stationary_policy_is_one_of_length_1():
         mean = A_ @ mean + B @ (K @ mean + 1)
 
 
-def test_keeps_float32():
+def test_keeps_float32(random_problem):
     plant, prior = jax.tree.map(
-        lambda x: x.astype(jnp.float32), random_plant(random_problem(5))
+        lambda x: x.astype(jnp.float32), random_plant(random_problem(5, 5))
     )
     u, y = jnp.ones((5, A), jnp.float32), jnp.ones((6, Y), jnp.float32)
     filtered = kalman_filter(plant, prior, u, y)
     smooth, _ = smoother(plant.A, filtered)
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves((filtered[:3], smooth)))
     exact = kalman_filter(
-        *random_plant(random_problem(5)), jnp.ones((5, A)), jnp.ones((6, Y))
+        *random_plant(random_problem(5, 5)), jnp.ones((5, A)), jnp.ones((6, Y))
     )
     np.testing.assert_allclose(filtered.belief.mean, exact.belief.mean, rtol=1e-3)

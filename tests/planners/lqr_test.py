@@ -22,25 +22,6 @@ rollout = jax.jit(lqr.rollout)
 METHODS = pytest.mark.parametrize("method", [solve, solve_parallel])
 
 
-def random_problem(seed: int, horizon: int, O: int = 3, A: int = 2) -> Problem:
-    """Time-varying, with every term; the costs are jointly convex."""
-    rng = np.random.default_rng(seed)
-    root = rng.normal(size=(horizon + 1, O + A, O + A))
-    costs = root @ root.transpose(0, 2, 1) + 0.1 * np.eye(O + A)
-    problem = Problem(
-        A=rng.normal(size=(horizon, O, O)) / np.sqrt(O),
-        B=rng.normal(size=(horizon, O, A)),
-        c=rng.normal(size=(horizon, O)),
-        Q=costs[:, :O, :O],
-        S=costs[:-1, O:, :O],
-        R=costs[:-1, O:, O:],
-        q=rng.normal(size=(horizon + 1, O)),
-        r=rng.normal(size=(horizon, A)),
-        constant=rng.normal(size=horizon + 1),
-    )
-    return jax.tree.map(jnp.asarray, problem)
-
-
 def stacked_optimum(problem: Problem, x: np.ndarray) -> tuple[np.ndarray, float]:
     """Controls [H, A] and cost, by the dense KKT system of all x and u together."""
     p = jax.tree.map(np.asarray, problem)
@@ -70,7 +51,7 @@ def stacked_optimum(problem: Problem, x: np.ndarray) -> tuple[np.ndarray, float]
 
 @METHODS
 @pytest.mark.parametrize("horizon", [1, 7])
-def test_equals_the_stacked_quadratic_programme(method, horizon):
+def test_equals_the_stacked_quadratic_programme(method, horizon, random_problem):
     problem = random_problem(horizon, horizon)
     start = np.array([1.0, -2.0, 0.5])
     controls, cost = stacked_optimum(problem, start)
@@ -86,14 +67,14 @@ def test_equals_the_stacked_quadratic_programme(method, horizon):
 
 
 @pytest.mark.parametrize("horizon", [1, 21])
-def test_in_parallel_equals_in_sequence(horizon):
+def test_in_parallel_equals_in_sequence(horizon, random_problem):
     problem = random_problem(horizon, horizon)
     for a, b in zip(solve(problem), solve_parallel(problem), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-8)
 
 
 @METHODS
-def test_vmaps_and_keeps_float32(method):
+def test_vmaps_and_keeps_float32(method, random_problem):
     problems = [random_problem(seed, 4) for seed in range(3)]
     stack = jax.tree.map(lambda *x: jnp.stack(x), *problems)
     batch = jax.jit(jax.vmap(method))(stack)
@@ -105,7 +86,7 @@ def test_vmaps_and_keeps_float32(method):
 
 
 @METHODS
-def test_a_problem_without_optimum_has_a_status(method):
+def test_a_problem_without_optimum_has_a_status(method, random_problem):
     problem = random_problem(7, 7)  # of the same shapes as above, compiled already
     no_minimum = problem._replace(R=problem.R.at[3].set(-50 * jnp.eye(2)))
     assert method(no_minimum).status == Status.INDEFINITE
@@ -167,7 +148,7 @@ def test_status_of_a_scalar_system(A, B, Q, R, status):
     assert solution.iterations <= 50
 
 
-def test_rollout_costs_what_the_value_says():
+def test_rollout_costs_what_the_value_says(random_problem):
     problem, x = random_problem(6, 6), jnp.array([1.0, -1.0, 2.0])
     best = solve(problem)
     value = x @ best.V[0] @ x / 2 + best.v[0] @ x + best.constant[0]
@@ -178,7 +159,7 @@ def test_rollout_costs_what_the_value_says():
     assert played.cost < worse.cost < played.cost + 0.1
 
 
-def test_tracking_costs_the_squared_distances():
+def test_tracking_costs_the_squared_distances(random_problem):
     rng = np.random.default_rng(0)
     problem = random_problem(6, 6)
     plain = problem._replace(q=0 * problem.q, r=0 * problem.r, constant=jnp.zeros(7))

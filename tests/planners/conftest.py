@@ -1,0 +1,35 @@
+"""What the tests of linear-quadratic control share."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mbrl_jax.planners.lqr import Problem
+
+
+@pytest.fixture
+def random_problem() -> Callable[..., Problem]:
+    """(seed, horizon, O, A) -> a problem."""
+    return _random_problem
+
+
+def _random_problem(seed: int, horizon: int, O: int = 3, A: int = 2) -> Problem:
+    """Time-varying, with every term; the costs are jointly convex."""
+    rng = np.random.default_rng(seed)
+    root = rng.normal(size=(horizon + 1, O + A, O + A))
+    costs = root @ root.transpose(0, 2, 1) + 0.1 * np.eye(O + A)
+    problem = Problem(
+        A=rng.normal(size=(horizon, O, O)) / np.sqrt(O),
+        B=rng.normal(size=(horizon, O, A)),
+        c=rng.normal(size=(horizon, O)),
+        Q=costs[:, :O, :O],
+        S=costs[:-1, O:, :O],
+        R=costs[:-1, O:, O:],
+        q=rng.normal(size=(horizon + 1, O)),
+        r=rng.normal(size=(horizon, A)),
+        constant=rng.normal(size=horizon + 1),
+    )
+    return jax.tree.map(jnp.asarray, problem)
