@@ -1,6 +1,6 @@
 """Trees next to a second implementation, and to the shortest paths there are."""
 
-from functools import cache
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ import pytest
 from benchmarks import visibility
 from mbrl_jax.ops import obstacles, paths
 from mbrl_jax.planners import rrt
+from mbrl_jax.types import Key
 
 BOXES = [(3.0, 2.0, 3.1, 12.0), (6.0, -2.0, 6.1, 7.0)]  # thin: the nearest is behind
 LOW, HIGH = (0.0, 0.0), (10.0, 10.0)
@@ -19,19 +20,17 @@ SPACE = obstacles.point(obstacles.shapes(boxes=BOXES), LOW, HIGH)
 PLANNERS = {"rrt": rrt.rrt, "rrt_star": rrt.rrt_star}
 
 
+def search_for(name: str, num_samples: int, key: Key) -> rrt.Search:
+    ends = jnp.array(START), jnp.array(GOAL)
+    return PLANNERS[name](key, SPACE, *ends, num_samples=num_samples, step=STEP)
+
+
 @cache
 def searches(name: str, num_samples: int = NUM_SAMPLES) -> rrt.Search:
     """With a leading axis of keys."""
-    search = lambda key: PLANNERS[name](
-        key,
-        SPACE,
-        jnp.array(START),
-        jnp.array(GOAL),
-        num_samples=num_samples,
-        step=STEP,
-    )
     keys = jax.random.split(jax.random.key(0), NUM_KEYS)
-    return jax.tree.map(np.asarray, jax.jit(jax.vmap(search))(keys))
+    every = jax.vmap(partial(search_for, name, num_samples))
+    return jax.tree.map(np.asarray, jax.jit(every)(keys))
 
 
 def each(name: str) -> list[rrt.Search]:
@@ -199,14 +198,7 @@ def test_a_status_says_how_it_ended(name):
 
 def test_a_key_alone_finds_what_it_finds_in_a_batch():
     key = jax.random.split(jax.random.key(0), NUM_KEYS)[1]
-    search = lambda key: rrt.rrt(
-        key,
-        SPACE,
-        jnp.array(START),
-        jnp.array(GOAL),
-        num_samples=NUM_SAMPLES,
-        step=STEP,
-    )
-    alone, expected = jax.jit(search)(key), each("rrt")[1]
+    alone = jax.jit(partial(search_for, "rrt", NUM_SAMPLES))(key)
+    expected = each("rrt")[1]
     np.testing.assert_array_equal(alone.tree.parents, expected.tree.parents)
     np.testing.assert_allclose(alone.path.points, expected.path.points, rtol=1e-5)
