@@ -21,6 +21,7 @@ from benchmarks import (
     planning,
     seeds,
     timing,
+    updating,
 )
 from benchmarks.timing import Row
 from experiments import jax_settings
@@ -44,6 +45,7 @@ TOPICS: dict[str, Callable[[], list[Row]]] = {
     "planning": planning.measure,
     "fitting": fitting.measure,
     "imagining": imagining.measure,
+    "updating": updating.measure,
     "compiling": compiling.measure,
     "seeds": seeds.measure,
     "main_job_alone": lambda: seeds.main_job(1),

@@ -4,7 +4,8 @@
     status              finished, failed or pruned; of a failure `reason` says why
     algorithm, env, episode_length, precision, seed, num_steps
     hyperparameters     those that are not the algorithm's defaults
-    config_digest       of all hyperparameters
+    config              all hyperparameters, as the algorithm had them then
+    config_digest       of all that, without the seed
     return              of the last evaluation, or else of the last episode
     env_steps           real transitions
     curves              "episode/return" and "eval/return_mean", each with the lists
@@ -134,8 +135,7 @@ def line(
             reason = f"the state is not finite from step {step['step']} on"
             status = {**status, "status": "failed", "reason": reason}
             break
-    config = command_flags.flat(registry.module(record["algorithm"]).Config())
-    default = run_folder.plain(config)
+    default = _defaults(record["algorithm"])
     clocks = ("time/step", "time/evaluate")
     return {
         "run": run_id(record, row),
@@ -146,6 +146,7 @@ def line(
         "hyperparameters": {
             name: x for name, x in about["config"].items() if x != default[name]
         },
+        "config": about["config"],
         **{name: about[name] for name in ("population",) if name in about},
         "config_digest": config_digest(record, row),
         **_results(steps),
@@ -159,6 +160,14 @@ def line(
     }
 
 
+def config(line: Line) -> dict[str, Any]:
+    """All hyperparameters of a run; what it did not have yet is at its default."""
+    own = {**line["hyperparameters"], **line.get("config", {})}
+    if line["algorithm"] not in registry.names():  # a ledger may be older than the code
+        return own
+    return {**_defaults(line["algorithm"]), **own}
+
+
 def run_id(record: run_folder.Record, row: Mapping[str, Any]) -> str:
     """Digest of what makes a run the same, with whatever others and however long."""
     about, seed = _about(record, row)
@@ -168,6 +177,10 @@ def run_id(record: run_folder.Record, row: Mapping[str, Any]) -> str:
 def config_digest(record: run_folder.Record, row: Mapping[str, Any]) -> str:
     """Digest of what a run is about: the same for all its seeds."""
     return digest(_about(record, row)[0])
+
+
+def _defaults(algorithm: str) -> dict[str, Any]:
+    return run_folder.plain(command_flags.flat(registry.module(algorithm).Config()))
 
 
 def _about(

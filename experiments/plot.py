@@ -16,7 +16,16 @@ from absl import flags
 
 from experiments import command_flags, metrics_log, run_folder
 
-COLOURS = ("#2c71b0", "#e87834", "#3aa36e", "#b04a7e", "#7a6cc4", "#8a6d3b")
+COLOURS = (
+    "#2c71b0",
+    "#e87834",
+    "#3aa36e",
+    "#b04a7e",
+    "#7a6cc4",
+    "#8a6d3b",
+    "#4fb3c8",
+    "#c9a227",
+)
 INK = "#2b3442"
 STYLE: Any = {
     "axes.axisbelow": True,

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -58,11 +59,16 @@ def _reached(algorithm: str, env: str, lines: Sequence[ledger.Line]) -> str:
 def _details(algorithm: str, env: str) -> str:
     preset = presets.load(algorithm, env)
     settings = " ".join(
-        f"--{name}={x if isinstance(x, str) else json.dumps(x)}"
-        for name, x in preset["settings"].items()
+        f"--{name}={_as_flag(x)}" for name, x in preset["settings"].items()
     )
     return (
         f"\n## {algorithm}, {env}\n\n"
         f"- settings: `{settings}`, chosen on {preset['chosen_on']}\n"
         f"- criterion: {presets.criterion(preset)}\n"
     )
+
+
+def _as_flag(x: Any) -> str:
+    if isinstance(x, tuple):
+        return ",".join(map(str, x))
+    return x if isinstance(x, str) else json.dumps(x)

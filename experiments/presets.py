@@ -40,7 +40,11 @@ def load(algorithm: str, env: str) -> Preset:
             f"there is no preset of {algorithm} for {env}; "
             + (f"there are some for: {known}" if known else "there are none of it")
         )
-    return run_folder.read_json(file)
+    preset = run_folder.read_json(file)
+    for name, x in preset["settings"].items():
+        if isinstance(x, list):  # what JSON makes of a tuple
+            preset["settings"][name] = tuple(x)
+    return preset
 
 
 def record(algorithm: str, env: str) -> dict[str, Any]:
@@ -53,16 +57,22 @@ def record(algorithm: str, env: str) -> dict[str, Any]:
 
 
 def found(algorithm: str, env: str, lines: Iterable[ledger.Line]) -> list[ledger.Line]:
-    """The runs with these settings that are finished."""
+    """The finished runs with these settings, of each seed the latest.
+
+    A hyperparameter that a run did not have yet has to be at its default.
+    """
     asked = {"episode_length": 0, "precision": "fast", **record(algorithm, env)}
-    digest = ledger.config_digest(asked, {"seed": 0})
-    return [
-        line
-        for line in lines
-        if line["config_digest"] == digest
-        and line["num_steps"] == asked["num_steps"]
-        and line["status"] == "finished"
-    ]
+    asked["config"] = run_folder.plain(asked["config"])
+
+    def same(line: ledger.Line) -> bool:
+        return (
+            line["status"] == "finished"
+            and "population" not in line
+            and all(line[name] == asked[name] for name in (*ledger.ABOUT, "num_steps"))
+            and ledger.config(line) == asked["config"]
+        )
+
+    return list({line["seed"]: line for line in lines if same(line)}.values())
 
 
 def passes(preset: Preset, line: ledger.Line) -> bool:

@@ -17,6 +17,7 @@ from experiments import command_flags, jax_settings, run_folder
 from mbrl_jax import algorithms, envs, population, simulator, train
 from mbrl_jax.types import Algorithm, Env, Key, PyTree
 
+SHOWN_EVERYTHING = {"mpc"}  # that plan with the simulator, from the state it is in
 Floats = Mapping[str, float | jax.Array]  # hyperparameters
 
 
@@ -75,6 +76,8 @@ def assemble(record: run_folder.Record) -> Run:
     env = envs.make(record["env"])
     if record["episode_length"]:
         env = simulator.time_limit(env, record["episode_length"])
+    if record["algorithm"] in SHOWN_EVERYTHING and not env.host:
+        env = simulator.observe_all(env)
 
     def algorithm(varied: Floats) -> Algorithm:
         return source.make(env, command_flags.replace(config, varied))

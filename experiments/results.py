@@ -4,7 +4,6 @@ A method is an algorithm with its settings.  References, for normalised returns,
 JSON: {environment: {"random": 1.0, "best": 9.0, "best_is": "what that is"}}.
 """
 
-import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import command_flags, ledger, registry, run_folder, statistics
+from experiments import ledger, run_folder, statistics
 from experiments.plot import EVALUATION, TRAINING
 from experiments.statistics import Curve, Estimate
 
@@ -121,14 +120,7 @@ def settings(line: ledger.Line) -> dict[str, Any]:
     own = {name: line.get(name) for name in SETTINGS}
     if "population" in line:
         own["population"] = line["population"]["ranges"]
-    return {**own, **_defaults(line["algorithm"]), **line["hyperparameters"]}
-
-
-@functools.cache
-def _defaults(algorithm: str) -> dict[str, Any]:
-    if algorithm not in registry.names():  # a ledger may be older than the code
-        return {}
-    return run_folder.plain(command_flags.flat(registry.module(algorithm).Config()))
+    return {**own, **ledger.config(line)}
 
 
 def text(value: Any) -> str:

@@ -1,5 +1,7 @@
 """What several methods descend with."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -22,15 +24,20 @@ def clipped_adam(
     A gradient that is not finite is skipped, and counted in the state's `num_skipped`.
     """
 
-    def schedule(count: Array) -> Array:
-        done = count / max(decay_steps, 1) if decay_steps else 0.0 * count
-        return learning_rate * (1 - 0.99 * done.clip(0, 1))
+    rate = _falling(learning_rate, decay_steps)
+    return _clipped(optax.adam(rate, b1=b1, b2=b2), max_norm)
 
-    return finite.skip_non_finite(
-        optax.chain(
-            optax.clip_by_global_norm(max_norm), optax.adam(schedule, b1=b1, b2=b2)
-        )
-    )
+
+def clipped_rmsprop(
+    learning_rate: float | Array,
+    max_norm: float | Array,
+    *,
+    decay: float | Array = 0.99,
+    decay_steps: int = 0,
+) -> optax.GradientTransformation:
+    """RMSProp in the same way, `decay` being that of its mean squares."""
+    rate = _falling(learning_rate, decay_steps)
+    return _clipped(optax.rmsprop(rate, decay=decay, eps=1e-5), max_norm)
 
 
 def ascend(
@@ -43,3 +50,20 @@ def ascend(
     down = jax.tree.map(jnp.negative, gradient)
     updates, opt_state = optimizer.update(down, opt_state, params)
     return optax.apply_updates(params, updates), opt_state
+
+
+def _falling(
+    learning_rate: float | Array, decay_steps: int
+) -> Callable[[Array], Array]:
+    def schedule(count: Array) -> Array:
+        done = count / max(decay_steps, 1) if decay_steps else 0.0 * count
+        return learning_rate * (1 - 0.99 * done.clip(0, 1))
+
+    return schedule
+
+
+def _clipped(
+    optimizer: optax.GradientTransformation, max_norm: float | Array
+) -> optax.GradientTransformation:
+    clip = optax.clip_by_global_norm(max_norm)
+    return finite.skip_non_finite(optax.chain(clip, optimizer))

@@ -74,9 +74,11 @@ def greedy(network: Squashed, stats: normalize.Statistics, params: Params) -> Po
 
 
 def uniform(env: Env) -> Policy:
-    """Acts uniformly at random within the limits."""
+    """Acts uniformly at random within the limits, or among discrete actions."""
 
     def act(key: Key, obs: Array, memory: PyTree) -> tuple[Array, PyTree]:
+        if env.num_actions:
+            return jax.random.randint(key, (), 0, env.num_actions, jnp.int32), memory
         limit = env.action_limit
         action = jax.random.uniform(
             key, (env.action_size,), minval=-limit, maxval=limit

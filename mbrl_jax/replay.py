@@ -19,10 +19,15 @@ class Replay(NamedTuple):
         return self.data.reward.shape[0]
 
 
-def init(obs_size: int, action_size: int, capacity: int) -> Replay:
+def init(
+    obs_size: int, action_size: int, capacity: int, *, discrete: bool = False
+) -> Replay:
+    """Empty.  Discrete actions are numbers [C], and `action_size` is not used."""
     flag = jnp.zeros(capacity, bool)
     obs = jnp.zeros((capacity, obs_size))
     action = jnp.zeros((capacity, action_size))
+    if discrete:
+        action = jnp.zeros(capacity, jnp.int32)
     data = Transition(obs, action, jnp.zeros(capacity), obs, flag, flag)
     return Replay(data, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
 
@@ -56,23 +61,58 @@ def insert(replay: Replay, transitions: Transition, valid: Array) -> Replay:
     )
 
 
-def sample(key: Key, replay: Replay, batch_size: int) -> Transition:
-    """A batch [B, ...], uniform with replacement."""
-    index = jax.random.randint(key, (batch_size,), 0, replay.size)
-    return jax.tree.map(lambda x: x[index], replay.data)
+def newest(replay: Replay, number: int) -> Replay:
+    """A buffer of the last `number` transitions alone."""
+    size = jnp.minimum(replay.size, number)
+    index = replay.position - size + jnp.arange(number)
+    data = jax.tree.map(lambda x: x[index % replay.capacity], replay.data)
+    return Replay(data, size % number, size)
+
+
+def sample(
+    key: Key, replay: Replay, batch_size: int, newest: Array | int | None = None
+) -> Transition:
+    """A batch [B, ...], uniform with replacement, of all or of the `newest` ones."""
+    size = replay.size if newest is None else jnp.minimum(replay.size, newest)
+    oldest = replay.position - size
+    index = oldest + jax.random.randint(key, (batch_size,), 0, size)
+    return jax.tree.map(lambda x: x[index % replay.capacity], replay.data)
+
+
+def mixed(
+    key: Key,
+    real: Replay,
+    imagined: Replay,
+    batch_size: int,
+    real_share: float | Array,
+    newest: Array | int | None = None,
+) -> Transition:
+    """A batch [B, ...] of which `real_share`, rounded to rows, is real, and the rest of
+    the `newest` imagined ones.  The real rows are those that `sample` gives."""
+    drawn = sample(key, real, batch_size)
+    if isinstance(real_share, int | float) and real_share == 1:
+        return drawn
+    others = sample(jax.random.fold_in(key, 1), imagined, batch_size, newest)
+    is_real = jnp.arange(batch_size) < jnp.round(real_share * batch_size)
+
+    def mix(x: Array, y: Array) -> Array:
+        return jnp.where(is_real.reshape(-1, *(1,) * (x.ndim - 1)), x, y)
+
+    return jax.tree.map(mix, drawn, others)
 
 
 def sample_sequences(
-    key: Key, replay: Replay, batch_size: int, length: int
+    key: Key, replay: Replay, batch_size: int, length: int, stride: int = 1
 ) -> tuple[Transition, Array]:
     """Consecutive transitions [B, length, ...], and which of them are `valid`.
 
     A sequence that meets the end of an episode is valid up to and including it.
-    The buffer must hold at least `length` transitions.
+    Those of `stride` environments side by side take turns in the buffer.  It must hold
+    at least `length` transitions of each.
     """
-    oldest = replay.position - replay.size
-    start = jax.random.randint(key, (batch_size,), 0, replay.size - length + 1)
-    index = oldest + start[:, None] + jnp.arange(length)[None]  # [B, length]
+    oldest, span = replay.position - replay.size, (length - 1) * stride
+    start = jax.random.randint(key, (batch_size,), 0, replay.size - span)
+    index = oldest + start[:, None] + stride * jnp.arange(length)[None]  # [B, length]
     sequences = jax.tree.map(lambda x: x[index % replay.capacity], replay.data)
     end = sequences.terminal | sequences.truncated
     ended_before = jnp.cumsum(end, axis=1) - end  # [B, length]

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mbrl_jax.ops import sharding
+from mbrl_jax.ops import loop, sharding
 from mbrl_jax.types import (
     Array,
     Env,
@@ -89,10 +89,10 @@ def rollout(
         old, memory = running
         action, memory = policy.act(act_key, old.obs, memory)
         new = env.step(old, action)
-        running = jax.lax.cond(
+        running = loop.when(
             new.terminal | new.truncated,
-            lambda: start(reset_key, env, policy),
-            lambda: Running(new, memory),
+            lambda running: start(reset_key, env, policy),
+            Running(new, memory),
         )
         return running, _transition(old, action, new)
 

@@ -1,7 +1,7 @@
 """From pure functions of a physical state to an `Env`; an integrator; a time limit."""
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ class Sim(NamedTuple):
     """What `EnvState.sim` is in the environments built here."""
 
     state: PyTree  # the physical state
-    action: Array  # [A] the action that led here, to be drawn; 0 after a reset
+    action: Array  # [A] or [], the action that led here; 0 after a reset
 
 
 def never(obs: Array, action: Array, next_obs: Array) -> Array:
@@ -34,15 +34,27 @@ def make_env(
     terminal: Callable[[Array, Array, Array], Array] = never,
     shapes: Callable[[PyTree], list[raster.Shapes]],  # what to draw, undermost first
     view: raster.View,
-    action_size: int,
-    action_limit: float,
+    action_size: int = 0,
+    action_limit: float = 0.0,
+    num_actions: int = 0,
     episode_length: int,
 ) -> Env:
-    """Clips actions, counts time, and keeps the types of a state from step to step."""
+    """Clips actions, counts time, and keeps the types of a state from step to step.
+
+    With `num_actions` in place of a size and a limit they are discrete, int32 [], and
+    neither clipped nor drawn.
+    """
     _check_episode_length(episode_length)
 
     def clip(action: Array) -> Array:
+        if num_actions:
+            return action.astype(jnp.int32)
         return jnp.clip(action, -action_limit, action_limit)
+
+    def nothing(dtype: jnp.dtype) -> Array:
+        if num_actions:
+            return jnp.zeros((), jnp.int32)
+        return jnp.zeros(action_size, dtype)
 
     def reset(key: Key) -> EnvState:
         state = initial(key)
@@ -54,12 +66,12 @@ def make_env(
             terminal=jnp.zeros((), bool),
             truncated=jnp.zeros((), bool),
             time=jnp.zeros((), jnp.int32),
-            sim=Sim(state, jnp.zeros(action_size, obs.dtype)),
+            sim=Sim(state, nothing(obs.dtype)),
         )
 
     def step(env_state: EnvState, action: Array) -> EnvState:
         action, obs = clip(action), env_state.obs
-        state = dynamics(env_state.sim.state, action.astype(obs.dtype))
+        state = dynamics(env_state.sim.state, action.astype(env_state.sim.action.dtype))
         sim = _like(Sim(state, action), env_state.sim)
         next_obs = observe(sim.state).astype(obs.dtype)
         time = env_state.time + 1
@@ -74,9 +86,8 @@ def make_env(
         )
 
     def draw(sim: Sim) -> Array:
-        picture = raster.stack(
-            shapes(sim.state) + _gauges(sim.action / action_limit, view)
-        )
+        gauges = [] if num_actions else _gauges(sim.action / action_limit, view)
+        picture = raster.stack(shapes(sim.state) + gauges)
         return raster.to_uint8(raster.paint(picture, view))
 
     draw_all = jax.jit(lambda sims: jax.lax.map(draw, sims))
@@ -87,6 +98,7 @@ def make_env(
         obs_size=jax.eval_shape(lambda: reset(jax.random.key(0))).obs.shape[0],
         action_size=action_size,
         action_limit=action_limit,
+        num_actions=num_actions,
         episode_length=episode_length,
         reward=lambda obs, action, next_obs: reward(obs, clip(action), next_obs),
         terminal=lambda obs, action, next_obs: terminal(obs, clip(action), next_obs),
@@ -111,18 +123,38 @@ def observe_all(env: Env) -> Env:
 
     For policies that plan on the true dynamics: they get what `env.step` needs.
     """
+    return _showing(env, lambda env_state: env_state)
 
+
+def partly_observed(env: Env, name: str, show: Callable[[Array], Array]) -> Env:
+    """The same task, but of its observations only `show(obs)` is seen."""
+    seen = _showing(env, lambda env_state: show(env_state.obs))
+    size = jax.eval_shape(seen.reset, jax.random.key(0)).obs.shape[0]
+    return seen._replace(name=name, obs_size=size)
+
+
+def _showing(env: Env, show: Callable[[EnvState], PyTree]) -> Env:
     def wrap(env_state: EnvState) -> EnvState:
-        everything: PyTree = env_state
-        return env_state._replace(obs=everything, sim=env_state)
+        return env_state._replace(obs=show(env_state), sim=env_state)
 
+    draw = env.render
     return env._replace(
         reset=lambda key: wrap(env.reset(key)),
         step=lambda env_state, action: wrap(env.step(env_state.sim, action)),
-        reward=None,  # of vectors only
+        reward=None,  # of the observations of `env` only
         terminal=None,
-        render=None,
+        render=draw and (lambda env_states: draw(env_states.sim)),
     )
+
+
+def behind(env: Env) -> Env:
+    """What steps the states that `env = observe_all(...)` shows."""
+
+    def step(shown: EnvState, action: Array) -> EnvState:
+        after: Any = env.step(shown._replace(sim=shown), action).obs
+        return after
+
+    return env._replace(step=step)
 
 
 def rk4(

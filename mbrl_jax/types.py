@@ -7,7 +7,7 @@ O obs size, A action size, C replay capacity, E evaluation episodes, S seeds.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 
@@ -32,6 +32,9 @@ class EnvState(NamedTuple):
 class Env(NamedTuple):
     """An environment.  Actions lie in [-action_limit, action_limit] in every dimension.
 
+    Where `num_actions` is not 0 they are discrete instead: an action is one number of
+    range(num_actions), int32 [], and `action_size` and `action_limit` are 0.
+
     `reward` and `terminal` are None where only the simulator knows them; a model then
     learns them.  `step` never resets: rollouts do, with a fresh key.
     """
@@ -48,6 +51,7 @@ class Env(NamedTuple):
     # (obs [O], action [A], next_obs [O]) -> []
     render: Callable[[EnvState], Array] | None = None
     # states stacked over time, [T, ...] -> uint8 [T, height, width, 3]; not under jit
+    num_actions: int = 0  # of a discrete environment
     host: bool = False  # steps outside jax, one run at a time: never vmap it
 
 
@@ -91,7 +95,27 @@ class Plan(NamedTuple):
     elites: Array  # [K, H, A] sequences kept for the next search; K is 0 for most
 
 
-Objective = Callable[[Array], Array]  # an action sequence [H, A] -> its worth []
+class Simulation(NamedTuple):
+    """A deterministic future, step by step, for the planners that look into it.
+
+    Called with an action sequence [H, A] it is its return []: an `Objective`.
+    """
+
+    start: PyTree  # the state now
+    step: Callable[[PyTree, Array], tuple[PyTree, Array]]
+    # (state, action [A]) -> (next state, reward []); no reward after an end
+
+    def __call__(self, actions: Array, /) -> Array:
+        _, rewards = jax.lax.scan(self.step, self.start, actions)
+        return rewards.sum()
+
+
+class Objective(Protocol):
+    """What planners maximise: an action sequence [H, A] -> its worth []."""
+
+    def __call__(self, actions: Array, /) -> Array: ...
+
+
 Planner = Callable[[Key, Objective, Plan], tuple[Plan, Metrics]]  # maximises
 
 
@@ -106,8 +130,10 @@ class Learner(NamedTuple):
     """A model-free optimiser of a policy, used inside algorithms."""
 
     init: Callable[[Key], PyTree]
-    update: Callable[[Key, PyTree, Transition], tuple[PyTree, Metrics]]
-    policy: Callable[[PyTree], Policy]
+    update: Callable[[Key, PyTree, PyTree], tuple[PyTree, Metrics]]
+    # (key, state, experience: windows on policy, transitions off policy)
+    explore: Callable[[PyTree], Policy]  # what gathers experience
+    policy: Callable[[PyTree], Policy]  # what has been learned
 
 
 class Algorithm(NamedTuple):

@@ -22,6 +22,7 @@ from benchmarks import (
     speed,
     timing,
     topics,
+    updating,
 )
 from benchmarks.setting import (
     Setting,
@@ -82,6 +83,14 @@ def test_operations_are_those_of_the_networks():
     assert plan_flop(setting) == 350 * 20 * 15 * 5 * forward_flop(setting)
 
 
+@pytest.mark.slow
+def test_operations_are_those_of_an_update():
+    """Beside the matrix products, a compiler counts activations and Adam."""
+    call = updating.updates(1, 1)
+    counted = call.func.lower(*call.args).compile().cost_analysis()["flops"]
+    assert 1 <= counted / updating.update_flop() < 1.2
+
+
 def test_a_row_says_how_the_call_compares_with_the_product():
     took = timing.Timing(seconds=2.0, wall=3.0, product_rate=100e9)
     row = timing.row("topic", "case", 0.5, "unit", took, flop=120e9)
@@ -98,7 +107,8 @@ def test_the_clock_of_a_cpu_counts_work_and_not_waiting(monkeypatch):
 MEASURES = {
     "planning": lambda: planning.measure(TINY, 1),
     "fitting": lambda: fitting.measure(TINY, ((4, 7),), 1),
-    "imagining": lambda: imagining.measure(TINY, (10,), 1),
+    "imagining": lambda: imagining.measure(TINY, ((1, 10), (2, 10)), 1),
+    "updating": lambda: updating.measure((1, 2), 2, 1),
     "seeds": lambda: seeds.measure((2,), 4, TINY_PETS, 1),
     "main_job_alone": lambda: seeds.main_job(1, 4, TINY_PETS),
     "main_job_64_seeds": lambda: seeds.main_job(3, 4, TINY_PETS),

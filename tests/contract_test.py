@@ -18,9 +18,54 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mbrl_jax import algorithms, rollout, simulator
-from mbrl_jax.algorithms import apg, bptt, pets, shac, svg
-from mbrl_jax.envs import point_mass
+from mbrl_jax import (
+    algorithms,
+    branching,
+    off_policy,
+    rollout,
+    simulator,
+    value_learners,
+)
+from mbrl_jax.actor_critic import Config as NetConfig
+from mbrl_jax.algorithms import (
+    a2c,
+    apg,
+    bptt,
+    dqn,
+    dyna,
+    dyna_q,
+    maac,
+    mba,
+    mbpo,
+    mbrl_v05,
+    mbrl_v10,
+    mbrl_v15,
+    me_trpo,
+    mve,
+    naf,
+    nagabandi,
+    npg,
+    pets,
+    ppo,
+    reinforce,
+    sac,
+    shac,
+    steve,
+    svg,
+    td3,
+    trpo,
+)
+from mbrl_jax.algorithms import mpc as true_mpc
+from mbrl_jax.envs import grid, point_mass
+from mbrl_jax.experience import CriticConfig
+from mbrl_jax.learners import dqn as dqn_learner
+from mbrl_jax.learners import naf as naf_learner
+from mbrl_jax.learners import natural_gradient
+from mbrl_jax.learners import ppo as ppo_learner
+from mbrl_jax.learners import reinforce as reinforce_learner
+from mbrl_jax.learners import sac as sac_learner
+from mbrl_jax.learners import td3 as td3_learner
+from mbrl_jax.learners import trpo as trpo_learner
 from mbrl_jax.models import ensemble
 from mbrl_jax.planners import mpc
 from mbrl_jax.replay import Replay
@@ -43,7 +88,19 @@ TINY_MODEL = ensemble.Config(
     batch_size=4,
     num_epochs=3,
 )
+TINY_PLAN = mpc.Config(horizon=3, num_samples=6, num_elites=3, num_iterations=2)
+TINY_NET = NetConfig(hidden_sizes=(8,))
+TINY_CRITIC = CriticConfig(num_epochs=2, num_minibatches=2)
+TINY_COLLECT = off_policy.Config(  # nothing is learned in the first step
+    capacity=12, warmup=4, interval=5, batch_size=8
+)
+TINY_SAC = sac_learner.Config(hidden_sizes=(8,), discount=0.9)
+TINY_TD3 = td3_learner.Config(hidden_sizes=(8,), discount=0.9)
+TINY_FUTURES = branching.Config(
+    num_rollouts=4, last_length=2, grow_from=5, grow_until=10, retain=1
+)  # longer in the third step than in the second
 ROWS = {
+    "a2c": Row(SHORT, a2c.Config(num_envs=3, num_updates=2, net=TINY_NET)),
     "apg": Row(
         SHORT,
         apg.Config(
@@ -68,16 +125,137 @@ ROWS = {
             model=TINY_MODEL,
         ),
     ),
+    "dqn": Row(
+        grid.make("hall", grid.parse("S.\nG.", slip=0.1), episode_length=4),
+        dqn.Config(TINY_COLLECT, dqn_learner.Config(hidden_sizes=(8,))),
+    ),
+    "dyna": Row(
+        SHORT,
+        dyna.Config(
+            starts="latest",
+            actions="taken",
+            collect=TINY_COLLECT,
+            learner=value_learners.Config(sac=TINY_SAC),
+            imagine=TINY_FUTURES,
+            model=TINY_MODEL,
+        ),
+    ),
+    "dyna_q": Row(
+        grid.make("hall", grid.parse("S.\nG.", slip=0.1), episode_length=4),
+        dyna_q.Config(interval=6, num_planning=3, kappa=1e-2),
+    ),
+    "maac": Row(
+        SHORT,
+        maac.Config(
+            max_horizon=2,
+            num_windows=5,
+            collect=TINY_COLLECT,
+            learn=TINY_SAC,
+            imagine=TINY_FUTURES,
+            model=TINY_MODEL,
+        ),
+    ),
+    "mba": Row(
+        SHORT,
+        mba.Config(
+            # fewer data leave the linear model undetermined
+            collect=dataclasses.replace(
+                TINY_COLLECT, capacity=60, warmup=16, interval=16
+            ),
+            learn=naf_learner.Config(hidden_sizes=(8,)),
+            num_episodes=8,
+            num_rollouts=4,
+            rollout_length=2,
+            retain=2,
+        ),
+    ),
+    "mbpo": Row(
+        SHORT,
+        mbpo.Config(TINY_COLLECT, TINY_SAC, TINY_FUTURES, TINY_MODEL, num_watched=5),
+    ),
+    "mbrl_v05": Row(SHORT, mbrl_v05.Config(10, "cem", TINY_PLAN, TINY_MODEL)),
+    "mbrl_v10": Row(SHORT, mbrl_v10.Config(10, 1, "cem", TINY_PLAN, TINY_MODEL)),
+    "mbrl_v15": Row(SHORT, mbrl_v15.Config(10, 1, "cem", TINY_PLAN, TINY_MODEL)),
+    "me_trpo": Row(
+        SHORT,
+        me_trpo.Config(
+            capacity=20,
+            num_episodes=2,
+            num_rollouts=4,
+            horizon=3,
+            num_updates=2,
+            num_rounds=2,
+            min_improved=0.0,
+            net=TINY_NET,
+            # more conjugate gradients would blow up the rounding of batched sums
+            trpo=trpo_learner.Config(num_iterations=3, critic=TINY_CRITIC),
+            model=TINY_MODEL,
+        ),
+    ),
+    "mpc": Row(simulator.observe_all(SHORT), true_mpc.Config("cem", TINY_PLAN)),
+    "mve": Row(
+        SHORT,
+        mve.Config(
+            horizon=2,
+            collect=TINY_COLLECT,
+            learner=value_learners.Config(name="td3", td3=TINY_TD3),
+            model=TINY_MODEL,
+        ),
+    ),
+    "naf": Row(SHORT, naf.Config(TINY_COLLECT, naf_learner.Config(hidden_sizes=(8,)))),
+    "nagabandi": Row(
+        SHORT,
+        nagabandi.Config(
+            capacity=10,
+            num_model_episodes=0,
+            num_imitations=1,
+            num_episodes=2,
+            num_updates=2,
+            batch_size=4,
+            net=NetConfig(hidden_sizes=(8,), squash=True),
+            trpo=trpo_learner.Config(critic=TINY_CRITIC),
+            planner="cem",
+            plan=TINY_PLAN,
+            model=TINY_MODEL,
+        ),
+    ),
+    "npg": Row(
+        SHORT,
+        npg.Config(
+            num_envs=3,
+            window=5,
+            net=TINY_NET,
+            learn=natural_gradient.Config(critic=TINY_CRITIC),
+        ),
+    ),
     "pets": Row(
         SHORT,
         pets.Config(
             capacity=10,  # the third episode overwrites the first
             num_particles=4,
             planner="cem",
-            plan=mpc.Config(horizon=3, num_samples=6, num_elites=3, num_iterations=2),
+            plan=TINY_PLAN,
             model=TINY_MODEL,
         ),
     ),
+    "ppo": Row(
+        SHORT,
+        ppo.Config(
+            num_envs=3,
+            window=5,
+            net=NetConfig(hidden_sizes=(8,), memory_size=4, squash=True),
+            learn=ppo_learner.Config(num_epochs=2, num_minibatches=2),
+        ),
+    ),
+    "reinforce": Row(
+        SHORT,
+        reinforce.Config(
+            num_envs=3,
+            net=TINY_NET,
+            learn=reinforce_learner.Config(critic=TINY_CRITIC),
+        ),
+    ),
+    "sac": Row(SHORT, sac.Config(TINY_COLLECT, TINY_SAC)),
     "shac": Row(
         SHORT,
         shac.Config(
@@ -88,6 +266,15 @@ ROWS = {
             critic_sizes=(8,),
             num_epochs=2,
             num_minibatches=3,
+        ),
+    ),
+    "steve": Row(
+        SHORT,
+        steve.Config(
+            horizon=2,
+            collect=TINY_COLLECT,
+            learner=value_learners.Config(name="td3", td3=TINY_TD3),
+            model=TINY_MODEL,
         ),
     ),
     "svg": Row(
@@ -102,7 +289,22 @@ ROWS = {
             model=TINY_MODEL,
         ),
     ),
+    "td3": Row(
+        SHORT,
+        td3.Config(dataclasses.replace(TINY_COLLECT, num_envs=2), TINY_TD3),
+    ),
+    "trpo": Row(
+        SHORT,
+        trpo.Config(
+            num_envs=3,
+            window=5,
+            net=TINY_NET,
+            learn=trpo_learner.Config(critic=TINY_CRITIC),
+        ),
+    ),
 }
+DISCRETE_TOO = {"a2c", "npg", "ppo", "reinforce", "trpo"}
+DISCRETE_ONLY = {"dqn", "dyna_q"}
 NAMES = sorted(module.name for module in pkgutil.iter_modules(algorithms.__path__))
 
 
@@ -166,6 +368,16 @@ def is_key(x: Array) -> bool:
     return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
+def is_float(x: Array) -> bool:
+    return jnp.issubdtype(x.dtype, jnp.floating)
+
+
+def blank(env: Env) -> PyTree:
+    """An observation, in the shape that `env` shows."""
+    shape = jax.eval_shape(env.reset, jax.random.key(0)).obs
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shape)
+
+
 def to_numpy(tree: PyTree) -> PyTree:
     return jax.tree.map(
         lambda x: np.asarray(jax.random.key_data(x) if is_key(x) else x), tree
@@ -184,11 +396,26 @@ def test_a_module_exports_config_state_and_make(run: Run):
         and (inspect.isfunction(x) or inspect.isclass(x))
         and x.__module__ == run.module.__name__
     }
-    assert own == {"Config", "State", "make"}
+    assert own | {"State"} == {"Config", "State", "make"}  # State may be a loop's
     assert run.module.Config.__dataclass_params__.frozen
     assert issubclass(run.module.State, tuple)
     assert isinstance(run.states[0], run.module.State)
     assert isinstance(run.module.make(run.row.env), Algorithm)  # the defaults can be
+
+
+def test_discrete_actions_are_fine_or_an_early_error(run: Run):
+    if run.name in DISCRETE_ONLY:
+        with pytest.raises(ValueError, match="the actions of point_mass are continuou"):
+            run.module.make(SHORT, run.row.config)
+        return
+    if run.name in DISCRETE_TOO:
+        algorithm, key = run.module.make(grid.maze(), run.row.config), jax.random.key(0)
+        state = jax.eval_shape(algorithm.init, key)
+        jax.eval_shape(algorithm.step, key, state)
+        return
+    env = simulator.observe_all(grid.maze()) if run.name == "mpc" else grid.maze()
+    with pytest.raises(ValueError, match="the actions of maze are discrete, 4 of them"):
+        run.module.make(env, run.row.config)
 
 
 @pytest.mark.parametrize("x64", [False, True])
@@ -314,8 +541,9 @@ def with_faults(env: Env, faulty: Array) -> Env:
     def step(env_state: EnvState, action: Array) -> EnvState:
         after = env.step(env_state, action)
         blind, rich = faulty & (after.time == 2), faulty & (after.time == 3)
+        spoil = lambda x: jnp.where(blind, jnp.nan, x) if is_float(x) else x
         return after._replace(
-            obs=jnp.where(blind, jnp.nan, after.obs),
+            obs=jax.tree.map(spoil, after.obs),
             reward=jnp.where(rich, jnp.inf, after.reward),
         )
 
@@ -354,8 +582,8 @@ def test_a_fault_of_the_simulator_stays_in_the_replay(run: Run):
     assert seen or any((x > 0).any() for x in counted)  # it was bad
     with pytest.raises(AssertionError):  # but not in vain
         assert_same(state, run.states[0])
-    policy, obs = run.algorithm.policy(state), jnp.zeros(run.row.env.obs_size)
-    action, _ = policy.act(jax.random.key(0), obs, policy.init())
+    policy = run.algorithm.policy(state)
+    action, _ = policy.act(jax.random.key(0), blank(run.row.env), policy.init())
     assert np.isfinite(action).all()
 
 
@@ -374,8 +602,9 @@ def test_the_policy_acts_is_evaluated_and_rendered(run: Run):
     policy = run.algorithm.policy
     show = jax.jit(lambda key, state: rollout.trajectory(key, env, policy(state)))
     states, valid = show(key, state)
-    assert states.obs.shape == (env.episode_length + 1, env.obs_size)
-    assert np.isfinite(states.obs).all()
+    for x, one in zip(*map(jax.tree.leaves, (states.obs, blank(env))), strict=True):
+        assert x.shape == (env.episode_length + 1, *one.shape)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(states.obs))
     assert valid[:2].all()
     if env.render is not None:
         frames = env.render(states)
@@ -385,7 +614,8 @@ def test_the_policy_acts_is_evaluated_and_rendered(run: Run):
     evaluate = lambda key, state: rollout.evaluate(key, env, policy(state), 2)
     metrics, episodes = jax.eval_shape(evaluate, key, state)
     assert all(x.shape == () for x in metrics.values())
-    assert episodes.transitions.action.shape == (2, env.episode_length, env.action_size)
+    shape = (2, env.episode_length, *(() if env.num_actions else (env.action_size,)))
+    assert episodes.transitions.action.shape == shape
 
 
 def test_the_memory_of_the_policy_keeps_its_types(run: Run):
@@ -395,8 +625,8 @@ def test_the_memory_of_the_policy_keeps_its_types(run: Run):
         policy = run.algorithm.policy(state)
         return policy.init(), policy.act(key, obs, policy.init())[1]
 
-    obs = jnp.zeros(env.obs_size)
-    before, after = jax.eval_shape(act, jax.random.key(0), obs, run.states[0])
+    key = jax.random.key(0)
+    before, after = jax.eval_shape(act, key, blank(env), run.states[0])
     assert before == after
 
 

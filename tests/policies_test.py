@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mbrl_jax import policies
-from mbrl_jax.envs import point_mass
+from mbrl_jax.envs import grid, point_mass
 from mbrl_jax.ops import normalize
 from mbrl_jax.types import Array, Key, Policy, PyTree
 
@@ -20,6 +20,15 @@ def test_uniform_covers_the_limits_and_no_more():
         counts, _ = np.histogram(column, 6, range=(-3, 3))
         np.testing.assert_allclose(counts, 2000 / 6, atol=5 * (2000 / 6) ** 0.5)
     assert abs(np.corrcoef(actions.T)[0, 1]) < 5 / 2000**0.5
+
+
+def test_uniform_among_discrete_actions():
+    policy = policies.uniform(grid.gridworld())
+    act = lambda key: policy.act(key, jnp.zeros(12), policy.init())[0]
+    actions = jax.vmap(act)(jax.random.split(jax.random.key(0), 2000))
+    assert actions.dtype == jnp.int32
+    counts = np.bincount(actions, minlength=4)
+    np.testing.assert_allclose(counts, 500, atol=5 * 500**0.5)
 
 
 def counting(step: int) -> Policy:

@@ -109,3 +109,31 @@ def test_inserting_keeps_all_types(x64: bool):
         rows = numbered(np.arange(3))
         valid = jax.ShapeDtypeStruct((3,), bool)
         assert jax.eval_shape(replay.insert, buffer, rows, valid) == buffer
+
+
+@pytest.mark.parametrize("num", [1, 5, 7, 17])
+@pytest.mark.parametrize("number", [1, 3, 7, 9])
+def test_the_newest_are_a_buffer_of_their_own(num: int, number: int):
+    """Also where fewer are in, and it goes on as any other."""
+    buffer = replay.newest(full(num), number)
+    size = min(num, CAPACITY, number)
+    assert (buffer.capacity, int(buffer.size)) == (number, size)
+    expected = numbered(np.arange(num - size, num))
+    expected = expected._replace(terminal=np.zeros(size, bool))
+    jax.tree.map(np.testing.assert_array_equal, stored(buffer), expected)
+    buffer = insert(buffer, numbered(np.array([num])), np.ones(1, bool))
+    size = min(size + 1, number)
+    np.testing.assert_array_equal(
+        stored(buffer).obs[:, 0], np.arange(num + 1 - size, num + 1)
+    )
+
+
+@pytest.mark.parametrize("num", [5, 7, 17])
+@pytest.mark.parametrize("newest", [1, 3, 7, 100])
+def test_a_sample_of_the_newest_is_uniform_over_them(num: int, newest: int):
+    draw = jax.jit(replay.sample, static_argnums=2)
+    batch = draw(jax.random.key(0), full(num), 2000, newest)
+    ids, counts = np.unique(batch.obs[:, 0], return_counts=True)
+    size = min(num, CAPACITY, newest)
+    np.testing.assert_array_equal(ids, np.arange(num - size, num))
+    np.testing.assert_allclose(counts, 2000 / size, atol=5 * (2000 / size) ** 0.5)

@@ -50,6 +50,35 @@ def test_actions_are_clipped_for_dynamics_reward_and_picture():
     assert env.reward(obs, action, jnp.array([3.5])) == 371.5
 
 
+def test_discrete_actions_are_numbers_and_not_drawn():
+    env = simulator.make_env(
+        "counter",
+        initial=lambda key: jnp.zeros(1),
+        dynamics=lambda state, action: state + jnp.array([0.0, 0.25, -0.5])[action],
+        observe=lambda state: state,
+        reward=lambda obs, action, next_obs: jnp.where(action == 2, 1.0, 0.0),
+        shapes=lambda state: raster.lanes(0 * state, 1.0),
+        view=raster.LANES,
+        num_actions=3,
+        episode_length=4,
+    )
+    assert (env.num_actions, env.action_size, env.action_limit) == (3, 0, 0)
+
+    def step(env_state: EnvState, action: Array) -> tuple[EnvState, EnvState]:
+        env_state = env.step(env_state, action)
+        return env_state, env_state
+
+    start = env.reset(jax.random.key(0))
+    assert start.sim.action.shape == ()
+    assert start.sim.action.dtype == jnp.int32
+    _, states = jax.lax.scan(step, start, jnp.array([1, 1, 2, 0]))
+    np.testing.assert_array_equal(states.obs[:, 0], [0.25, 0.5, 0, 0])
+    np.testing.assert_array_equal(states.reward, [0, 0, 1, 0])
+    np.testing.assert_array_equal(states.sim.action, [1, 1, 2, 0])
+    frames = env.render(states)
+    assert (frames == frames[:1]).all()
+
+
 def test_the_clock_truncates_and_the_task_terminates():
     states = run(counter(episode_length=2), [1.0, 1.0, 1.0])
     np.testing.assert_array_equal(states.truncated, [False, True, True])

@@ -27,7 +27,7 @@ from mbrl_jax.closed_loop import Problem
 from mbrl_jax.models import ensemble
 from mbrl_jax.ops import checks, estimate, finite, normalize
 from mbrl_jax.rollout import episode
-from mbrl_jax.types import Algorithm, Array, Env, Gaussian, Key, Metrics, Params, Policy
+from mbrl_jax.types import Algorithm, Array, Env, Key, Metrics, Params, Policy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +61,7 @@ class State(NamedTuple):
 
 def make(env: Env, config: Config = Config()) -> Algorithm:
     """The algorithm.  Raises ValueError for a configuration that cannot be."""
+    checks.continuous(env)
     _validate(env, config)
     model, read = imagine.learned(env, config.model)
     network = policies.squashed(env, config.hidden_sizes, config.init_std)
@@ -152,10 +153,7 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
     def policy(state: State) -> Policy:
         return policies.greedy(network, state.obs, state.params)
 
-    def predict(state: State, obs: Array, action: Array) -> Gaussian:
-        every = jax.vmap(model.predict, in_axes=(0, None, None))
-        return every(model.members(state.model), obs, action)
-
+    predict = imagine.of_every_member(model)
     return Algorithm(init, step, policy, predict)
 
 
@@ -168,9 +166,4 @@ def _validate(env: Env, config: Config) -> None:
     checks.within(config, 0, 1, "discount")
     checks.divides(config, "segment", "horizon")
     checks.holds_an_episode(config, env)
-    members = ensemble.num_elites(config.model)
-    if config.num_rollouts % members:
-        raise ValueError(
-            f"num_rollouts is {config.num_rollouts}, must be a multiple of the "
-            f"{members} members that predict"
-        )
+    ensemble.shares(config.model, "num_rollouts", config.num_rollouts)

@@ -14,27 +14,15 @@ cores; those of `models/ensemble.py`.
 """
 
 import dataclasses
-from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
-
-from mbrl_jax import imagine, policies, replay
+from mbrl_jax import aggregation, imagine
 from mbrl_jax.models import ensemble
 from mbrl_jax.models.propagation import PROPAGATIONS
-from mbrl_jax.ops import checks, finite
+from mbrl_jax.ops import checks
 from mbrl_jax.planners import mpc
-from mbrl_jax.rollout import episode
-from mbrl_jax.types import (
-    Algorithm,
-    Array,
-    Env,
-    Gaussian,
-    Key,
-    Metrics,
-    Objective,
-    Policy,
-)
+from mbrl_jax.types import Algorithm, Array, Env, Key, Objective, Policy, PyTree
+
+State = aggregation.State
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,48 +41,21 @@ class Config:
     model: ensemble.Config = ensemble.Config()
 
 
-class State(NamedTuple):
-    model: ensemble.State
-    replay: replay.Replay
-    env_steps: Array  # [] int32
-    num_episodes: Array  # [] int32
-
-
 def make(env: Env, config: Config = Config()) -> Algorithm:
     """The algorithm.  Raises ValueError for a configuration that cannot be."""
+    checks.continuous(env)
     _validate(env, config)
     model, read = imagine.learned(env, config.model)
     risk = imagine.RISKS[config.risk](config.risk_level)
     deterministic = config.propagation == "expectation"
     num_particles = 1 if deterministic else config.num_particles
 
-    def init(key: Key) -> State:
-        data = replay.init(env.obs_size, env.action_size, config.capacity)
-        nothing = jnp.zeros((), jnp.int32)
-        return State(model.init(key), data, nothing, nothing)
-
-    def step(key: Key, state: State) -> tuple[State, Metrics]:
-        episode_key, fit_key = jax.random.split(key)
-        at_random = state.num_episodes < config.num_random_episodes
-        acting = policies.switch(at_random, policies.uniform(env), policy(state))
-        transitions, valid = episode(episode_key, env, acting)
-        data = replay.insert(state.replay, transitions, valid)
-        good = finite.all_finite(transitions, num_batch_axes=1)
-        fitted, metrics = model.fit(fit_key, state.model, data)
-        env_steps = state.env_steps + valid.sum(dtype=jnp.int32)
-        state = State(fitted, data, env_steps, state.num_episodes + 1)
-        return state, {
-            **metrics,
-            "env_steps": env_steps,
-            "episode/return": transitions.reward.sum(),
-            "episode/length": valid.sum(),
-            "episode/non_finite": (valid & ~good).sum(),
-        }
-
-    def policy(state: State) -> Policy:
-        propagate = PROPAGATIONS[config.propagation](model, state.model)
+    def policy(state: PyTree) -> Policy:
+        propagate = PROPAGATIONS[config.propagation](model, state)
 
         def objective(key: Key, obs: Array) -> Objective:
+            if config.planner in mpc.LOOK_INSIDE:
+                return imagine.particle_mean(key, propagate, read, obs, num_particles)
             return lambda actions: risk(
                 imagine.particle_returns(
                     key, propagate, read, obs, actions, num_particles
@@ -105,11 +66,13 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
             config.planner, config.plan, env.action_size, env.action_limit, objective
         )
 
-    def predict(state: State, obs: Array, action: Array) -> Gaussian:
-        every = jax.vmap(model.predict, in_axes=(0, None, None))
-        return every(model.members(state.model), obs, action)
-
-    return Algorithm(init, step, policy, predict)
+    return aggregation.make(
+        env,
+        model,
+        policy,
+        capacity=config.capacity,
+        num_random_episodes=config.num_random_episodes,
+    )
 
 
 def _validate(env: Env, config: Config) -> None:
@@ -117,14 +80,14 @@ def _validate(env: Env, config: Config) -> None:
     ensemble.validate(config.model)
     checks.one_of(config, "propagation", PROPAGATIONS)
     checks.one_of(config, "risk", imagine.RISKS)
+    if config.planner in mpc.LOOK_INSIDE and config.risk != "mean":
+        raise ValueError(
+            f"risk is {config.risk!r}: {config.planner} plans for the mean only"
+        )
     checks.at_least(config, 1, "num_random_episodes", "num_particles")
     if config.risk == "cvar":
         checks.positive(config, "risk_level")
         checks.within(config, 0, 1, "risk_level")
     checks.holds_an_episode(config, env)
-    members = ensemble.num_elites(config.model)
-    if config.propagation != "expectation" and config.num_particles % members:
-        raise ValueError(
-            f"num_particles is {config.num_particles}, must be a multiple of the "
-            f"{members} members that predict"
-        )
+    if config.propagation != "expectation":
+        ensemble.shares(config.model, "num_particles", config.num_particles)

@@ -72,6 +72,7 @@ class State(NamedTuple):
 def make(env: Env, config: Config = Config()) -> Algorithm:
     """The algorithm.  Raises ValueError for a configuration that cannot be, and for an
     environment without a gradient."""
+    checks.continuous(env)
     _validate(config)
     gradients.check(env)
     network = policies.squashed(env, config.hidden_sizes, config.init_std)

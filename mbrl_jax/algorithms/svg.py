@@ -101,6 +101,7 @@ class State(NamedTuple):
 
 def make(env: Env, config: Config = Config()) -> Algorithm:
     """The algorithm.  Raises ValueError for a configuration that cannot be."""
+    checks.continuous(env)
     _validate(env, config)
     never = lambda obs, action, next_obs: jnp.zeros((), bool)  # ends are in the data
     model, read = imagine.learned(env._replace(terminal=never), config.model)
@@ -313,8 +314,7 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
         return Policy(lambda: (), lambda key, obs, _: (mean(obs), ()))
 
     def predict(state: State, obs: Array, action: Array) -> Gaussian:
-        every = jax.vmap(model.predict, in_axes=(0, None, None))
-        return every(model.members(state.model), obs, clip(action))
+        return imagine.of_every_member(model)(state, obs, clip(action))
 
     return Algorithm(init, step, policy, predict)
 

@@ -7,16 +7,21 @@ from collections.abc import Callable
 from mbrl_jax.envs import (
     acrobot,
     cartpole,
+    grid,
     linear_quadratic,
     pendulum,
     point_mass,
     probes,
     reacher,
+    t_maze,
 )
 from mbrl_jax.types import Env
 
 _OWN: dict[str, Callable[[], Env]] = {
     "pendulum": pendulum.make,
+    "pendulum_no_velocity": pendulum.no_velocity,
+    "cartpole": cartpole.discrete,
+    "cartpole_no_velocity": cartpole.no_velocity,
     "cartpole_swingup": cartpole.swingup,
     "cartpole_balance": cartpole.balance,
     "cartpole_pets": cartpole.pets,
@@ -24,6 +29,11 @@ _OWN: dict[str, Callable[[], Env]] = {
     "reacher": reacher.make,
     "point_mass": point_mass.make,
     "linear_quadratic": linear_quadratic.make,
+    "maze": grid.maze,
+    "gridworld": grid.gridworld,
+    "blocking_maze": grid.blocking_maze,
+    "shortcut_maze": grid.shortcut_maze,
+    "t_maze": t_maze.make,
     "probe1": probes.probe1,
     "probe2": probes.probe2,
     "probe3": probes.probe3,

@@ -1,4 +1,4 @@
-"""Three carts with a pole: `swingup`, `balance`, and the PETS paper's own, `pets`.
+"""Carts with a pole: `swingup`, `balance`, `discrete`, and the PETS paper's, `pets`.
 
 The equations are those of Barto, Sutton and Anderson, "Neuronlike adaptive elements
 that can solve difficult learning control problems", 1983, corrected as in Florian,
@@ -10,7 +10,8 @@ The ends of the track are buffers: a spring and a damper that set in smoothly, s
 step can be differentiated.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -181,6 +182,36 @@ def balance(system: CartPole = BALANCE) -> Env:
     from bad, and the gradient of the return is 0.
     """
 
+    return _balancing(
+        "cartpole_balance",
+        lambda state, action: balance_dynamics(state, action, system),
+        action_size=1,
+        action_limit=1.0,
+        episode_length=200,
+    )
+
+
+def discrete(system: CartPole = BALANCE) -> Env:
+    """CartPole-v1 itself: `balance` with the actions 0 (left) and 1 (right), 500 steps.
+
+    At the limit it only ends, and the last step is paid too, as there.
+    """
+
+    def dynamics(state: Array, action: Array) -> Array:
+        return balance_dynamics(state, 2.0 * action[None] - 1, system)
+
+    return _balancing("cartpole", dynamics, num_actions=2, episode_length=500)
+
+
+def no_velocity() -> Env:
+    """`discrete`, of which only the positions (x, th) are seen."""
+    show = lambda obs: obs[jnp.array([0, 2])]
+    return simulator.partly_observed(discrete(), "cartpole_no_velocity", show)
+
+
+def _balancing(
+    name: str, dynamics: Callable[[Array, Array], Array], **actions: Any
+) -> Env:
     def initial(key: Key) -> Array:
         return jax.random.uniform(
             key, (4,), minval=-BALANCE_START, maxval=BALANCE_START
@@ -191,9 +222,9 @@ def balance(system: CartPole = BALANCE) -> Env:
         return off_track | (jnp.abs(next_obs[2]) > BALANCE_MAX_ANGLE)
 
     return simulator.make_env(
-        "cartpole_balance",
+        name,
         initial=initial,
-        dynamics=lambda state, action: balance_dynamics(state, action, system),
+        dynamics=dynamics,
         observe=lambda state: state,
         reward=lambda obs, action, next_obs: jnp.ones((), obs.dtype),
         terminal=terminal,
@@ -201,9 +232,7 @@ def balance(system: CartPole = BALANCE) -> Env:
             state, BALANCE_POLE_LENGTH, BALANCE_MAX_X, goal=False
         ),
         view=raster.View((0.0, 0.3), half_height=1.36, height=180, width=360),
-        action_size=1,
-        action_limit=1.0,
-        episode_length=200,
+        **actions,
     )
 
 

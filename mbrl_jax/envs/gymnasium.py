@@ -89,22 +89,26 @@ def adapt(
     """Any object with Gymnasium's `reset`, `step`, `observation_space`, `action_space`.
 
     Observations are flattened.  Actions are mapped from [-limit, limit] to the box; the
-    limit is the box's own if it is the same in all directions, else 1.  Set `replay` to
-    false for a system that cannot be brought back to an earlier state.
+    limit is the box's own if it is the same in all directions, else 1.  Discrete ones
+    are numbers from 0 on.  Set `replay` to false for a system that cannot be brought
+    back to an earlier state.
     """
     if episode_length < 1:
         raise ValueError(f"episode_length must be at least 1, not {episode_length}")
-    obs_size, (low, high) = _obs_size(host_env), _action_bounds(host_env)
-    action_size = low.size
+    obs_size, num_actions = _obs_size(host_env), _num_actions(host_env)
+    low, high = _action_bounds(host_env)
+    size = low.size  # of what is sent
     symmetric = (low == -high[0]).all() and (high == high[0]).all()
     limit = float(high[0]) if symmetric else 1.0
 
-    def to_box(action: np.ndarray) -> np.ndarray:
+    def to_space(action: np.ndarray) -> Any:
+        if num_actions:
+            return int(action[0]) + int(host_env.action_space.start)
         box = action if symmetric else low + (action / limit + 1) / 2 * (high - low)
         space = host_env.action_space
         return np.clip(box, low, high).astype(space.dtype).reshape(space.shape)
 
-    host = _host(host_env, name, to_box, replay)
+    host = _host(host_env, name, to_space, replay)
 
     @custom_vmap
     def call(message: Array) -> Array:
@@ -134,13 +138,13 @@ def adapt(
 
     def reset(key: Key) -> EnvState:
         seed = jax.random.randint(key, (), 0, 2**24)  # a float32 holds it exactly
-        actions = jnp.zeros((episode_length, action_size), jnp.result_type(float))
+        actions = jnp.zeros((episode_length, size), jnp.result_type(float))
         answer = call(seed.astype(actions.dtype)[None])
         return env_state(answer, jnp.zeros((), jnp.int32), Sim(seed, actions))
 
     def step(state: EnvState, action: Array) -> EnvState:
         seed, actions = state.sim
-        action = jnp.asarray(action, actions.dtype)
+        action = jnp.asarray(action, actions.dtype).reshape(size)
         counters = jnp.stack([seed, state.time]).astype(actions.dtype)
         answer = call(
             jnp.concatenate([counters, state.obs, action, actions.reshape(-1)])
@@ -153,8 +157,9 @@ def adapt(
         reset=reset,
         step=step,
         obs_size=obs_size,
-        action_size=action_size,
-        action_limit=limit,
+        action_size=0 if num_actions else size,
+        action_limit=0.0 if num_actions else limit,
+        num_actions=num_actions,
         episode_length=episode_length,
         reward=reward,
         terminal=terminal,
@@ -191,14 +196,14 @@ TASKS = {
 
 
 def _host(
-    host_env: Any, name: str, to_box: Callable[[np.ndarray], np.ndarray], replay: bool
+    host_env: Any, name: str, to_space: Callable[[np.ndarray], Any], replay: bool
 ) -> Callable[[np.ndarray], np.ndarray]:
     """What is called back, with one array in and one out: each more costs 0.03 ms.
 
     [seed] resets; [seed, time, obs, action, actions] steps -> [obs, reward, terminal,
     truncated].
     """
-    num_actions, obs_size = _action_bounds(host_env)[0].size, _obs_size(host_env)
+    size, obs_size = _action_bounds(host_env)[0].size, _obs_size(host_env)
     lock = threading.Lock()
     stands: tuple[int, bytes] | None = None  # seed and actions since, or unknown
 
@@ -212,7 +217,7 @@ def _host(
     def move(seed: int, past: np.ndarray, action: np.ndarray) -> np.ndarray:
         nonlocal stands
         stands = None
-        obs, reward, ended, late, _ = host_env.step(to_box(action))
+        obs, reward, ended, late, _ = host_env.step(to_space(action))
         stands = (seed, past.tobytes() + action.tobytes())
         return np.concatenate([_flat(obs), [reward, ended, late]])
 
@@ -227,8 +232,8 @@ def _host(
 
     def step(message: np.ndarray) -> np.ndarray:
         seed, time = int(message[0]), int(message[1])
-        obs, action, actions = np.split(message[2:], [obs_size, obs_size + num_actions])
-        actions = actions.reshape(-1, num_actions)
+        obs, action, actions = np.split(message[2:], [obs_size, obs_size + size])
+        actions = actions.reshape(-1, size)
         if time >= len(actions):
             raise RuntimeError(f"its episode has ended, at step {time}")
         past = actions[:time]
@@ -266,11 +271,19 @@ def _obs_size(host_env: Any) -> int:
     return math.prod(shape)
 
 
-def _action_bounds(host_env: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Each [A], in float64."""
+def _num_actions(host_env: Any) -> int:
+    """Of discrete ones; else 0."""
     space = host_env.action_space
+    return int(space.n) if hasattr(space, "n") and space.shape == () else 0
+
+
+def _action_bounds(host_env: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Each [A], in float64; of a discrete action's number, [1]."""
+    space, num_actions = host_env.action_space, _num_actions(host_env)
+    if num_actions:
+        return np.zeros(1), np.full(1, num_actions - 1.0)
     if not hasattr(space, "low"):
-        raise ValueError(f"action_space must be a Box, not {space}")
+        raise ValueError(f"action_space must be a Box or Discrete, not {space}")
     low, high = _flat(space.low), _flat(space.high)
     if not (np.isfinite(low).all() and np.isfinite(high).all() and (low < high).all()):
         raise ValueError(f"action_space must have finite bounds, not {space}")

@@ -49,6 +49,11 @@ def make(pendulum: Pendulum = PENDULUM) -> Env:
     )
 
 
+def no_velocity() -> Env:
+    """`make`, of which only the position (cos th, sin th) is seen."""
+    return simulator.partly_observed(make(), "pendulum_no_velocity", lambda x: x[:2])
+
+
 def initial(key: Key) -> Array:
     """The physical state (th, th_dot), [2]."""
     limit = jnp.array([START_ANGLE, START_SPEED])

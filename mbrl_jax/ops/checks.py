@@ -57,3 +57,21 @@ def holds_an_episode(config: Any, env: Env) -> None:
             f"capacity is {config.capacity}, less than the {env.episode_length} steps "
             f"of an episode of {env.name}"
         )
+
+
+def continuous(env: Env, method: str = "this algorithm") -> None:
+    """Raises ValueError, naming it, for an environment with discrete actions."""
+    if env.num_actions:
+        raise ValueError(
+            f"the actions of {env.name} are discrete, {env.num_actions} of them, and "
+            f"{method} is for continuous ones"
+        )
+
+
+def discrete(env: Env) -> None:
+    """Raises ValueError, naming it, for an environment with continuous actions."""
+    if not env.num_actions:
+        raise ValueError(
+            f"the actions of {env.name} are continuous, {env.action_size} of them, and "
+            "this algorithm is for discrete ones"
+        )

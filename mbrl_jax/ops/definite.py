@@ -36,7 +36,8 @@ def solve(matrix: Array, right: Array) -> tuple[Array, Array]:
         definite &= rows[i, i] > least  # false if it is NaN
         pivot = jnp.where(rows[i, i] <= least, 1.0, rows[i, i])
         row = rows[i] / pivot
-        rows = (rows - jnp.outer(rows[:, i], row)).at[i].set(row)
+        others = (jnp.arange(size) != i)[:, None]
+        rows = jnp.where(others, rows - jnp.outer(rows[:, i], row), row[None])
     return rows[:, size:].reshape(right.shape) * definite, definite
 
 
@@ -48,11 +49,11 @@ def project(
     Nearest in the Frobenius norm; then the eigenvalues of R are raised to `floor`.
     """
     size = len(Q)
-    joint = _clip_eigenvalues(jnp.block([[Q, S.T], [S, R]]), 0.0)
+    joint = clip_eigenvalues(jnp.block([[Q, S.T], [S, R]]), 0.0)
     return (
         joint[:size, :size],
         joint[size:, :size],
-        _clip_eigenvalues(joint[size:, size:], floor),
+        clip_eigenvalues(joint[size:, size:], floor),
     )
 
 
@@ -64,28 +65,40 @@ def minimise_in_box(H: Array, g: Array, low: Array, high: Array) -> tuple[Array,
     2014, Sec. III) from 0, which is to be within the box; it stays where it is when the
     free part of H [A, A] is not positive definite.
     """
+    if len(g) == 1:
+        definite = H[0] > 0
+        newton = jnp.where(definite, -g / jnp.where(definite, H[0], 1.0), 0.0)
+        k = jnp.clip(newton, low, high)
+        return k, _free(k, g + H[0] * k, low, high)
     sizes = jnp.array(SIZES, g.dtype)
-    value = lambda k: g @ k + k @ H @ k / 2
-
-    def free(k: Array) -> Array:
-        gradient = g + H @ k
-        return ~(((k <= low) & (gradient > 0)) | ((k >= high) & (gradient < 0)))
+    # written out, which is faster batched; H is symmetric
+    times_H = lambda k: sum(k[..., i, None] * H[i] for i in range(len(g)))
+    each_times_H = lambda k: sum(k[:, i, None] * H[i][None] for i in range(len(g)))
 
     def improve(carry: tuple) -> tuple:
-        k, _, i = carry
-        gradient = g + H @ k
-        step, _ = solve_free(H, free(k), -gradient)
+        k, gradient, _, i = carry
+        free = _free(k, gradient, low, high)
+        step, _ = solve_free(H, free, -gradient)
         every = jnp.clip(k[None] + sizes[:, None] * step[None], low[None], high[None])
-        promised = (every - k[None]) @ gradient
-        enough = jax.vmap(value)(every) <= value(k) + ENOUGH * promised
+        change = every - k[None]
+        promised = (change * gradient[None]).sum(axis=1)
+        gained = promised + (change * each_times_H(change)).sum(axis=1) / 2
+        enough = gained <= ENOUGH * promised
         new = jnp.where(enough.any(), every[jnp.argmax(enough)], k)
         still = jnp.abs(new - k) <= jnp.finfo(k.dtype).eps * jnp.abs(k)
-        return new, ~still.all(), i + 1
+        gradient = g + times_H(new)
+        # a whole step to the minimum of what is free then, and still is
+        there = (new == k + step) & (_free(new, gradient, low, high) == free)
+        return new, gradient, ~(still.all() | there.all()), i + 1
 
-    unfinished = lambda carry: carry[1] & (carry[2] < MAX_ITERATIONS)
-    start = (jnp.zeros_like(g), jnp.array(True), jnp.zeros((), jnp.int32))
-    k, _, _ = jax.lax.while_loop(unfinished, improve, start)
-    return k, free(k)
+    unfinished = lambda carry: carry[2] & (carry[3] < MAX_ITERATIONS)
+    start = (jnp.zeros_like(g), g, jnp.array(True), jnp.zeros((), jnp.int32))
+    k, gradient, _, _ = jax.lax.while_loop(unfinished, improve, start)
+    return k, _free(k, gradient, low, high)
+
+
+def _free(k: Array, gradient: Array, low: Array, high: Array) -> Array:
+    return ~(((k <= low) & (gradient > 0)) | ((k >= high) & (gradient < 0)))
 
 
 def solve_free(H: Array, free: Array, right: Array) -> tuple[Array, Array]:
@@ -102,6 +115,6 @@ def status(definite: Array, *results: Array) -> Array:
     return jnp.where(finite, found, Status.NOT_FINITE).astype(jnp.int32)
 
 
-def _clip_eigenvalues(matrix: Array, least: float) -> Array:
+def clip_eigenvalues(matrix: Array, least: float) -> Array:
     values, vectors = jnp.linalg.eigh(matrix)
     return (vectors * jnp.maximum(values, least)[None]) @ vectors.T

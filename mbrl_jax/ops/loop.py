@@ -1,7 +1,8 @@
-"""A loop that ends when it is done, also under vmap, and has a gradient.
+"""A branch and a loop that leave out what is not needed, also under vmap.
 
-`jax.lax.while_loop` has none in reverse; a scan of `jax.lax.cond` has one, but under
-vmap computes both branches, to the last step, however early all are done.
+There `jax.lax.cond` computes both branches, if the predicate is batched.  A loop of it
+has a gradient in reverse, which `jax.lax.while_loop` has not, but goes on to its last
+step, however early all examples are done.
 """
 
 from collections.abc import Callable
@@ -10,6 +11,15 @@ import jax
 import jax.numpy as jnp
 
 from mbrl_jax.types import Array, PyTree
+
+
+def when(due: Array, body: Callable[[PyTree], PyTree], carry: PyTree) -> PyTree:
+    """`body(carry)` where `due` [], else `carry`; computed if due for any example."""
+
+    def move(carry: PyTree) -> PyTree:
+        return jax.tree.map(lambda x, y: jnp.where(due, x, y), body(carry), carry)
+
+    return jax.lax.cond(_some(due), move, lambda x: x, carry)
 
 
 def bounded(
@@ -25,12 +35,8 @@ def bounded(
     """
     going_on = lambda carry: going(jax.lax.stop_gradient(carry))
 
-    def move(carry: PyTree) -> PyTree:
-        on, new = going_on(carry), body(carry)
-        return jax.tree.map(lambda x, y: jnp.where(on, x, y), new, carry)
-
     def step(carry: PyTree, _: None) -> tuple[PyTree, None]:
-        return jax.lax.cond(_some(going_on(carry)), move, lambda x: x, carry), None
+        return when(going_on(carry), body, carry), None
 
     def run(carry: PyTree) -> PyTree:
         return jax.lax.scan(step, carry, length=length)[0]

@@ -15,10 +15,13 @@ x state [O], u control [A], z both [O + A], H horizon; f dynamics, l cost; V, v 
 second and first derivatives of the cost to go; K, k gains; Q.. as in the papers.
 
 It starts unregularised, so that a linear-quadratic problem takes one iteration.  One
-problem; vmap over starts, or over anything that the functions close over.
+problem; vmap over starts, or over anything that the functions close over.  Products of
+small matrices are written out: batched, each would else be a call of its own.
 """
 
 import enum
+import functools
+import operator
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -66,6 +69,8 @@ class _Task(NamedTuple):
     cost: Cost
     final_cost: FinalCost
     limits: Limits | None
+    second_order: bool
+    project: bool
 
 
 class _Expansion(NamedTuple):
@@ -73,6 +78,8 @@ class _Expansion(NamedTuple):
     f_zz: Array | None  # [H, O, O + A, O + A] of DDP
     l_z: Array  # [H, O + A]
     l_zz: Array  # [H, O + A, O + A]
+    last: tuple[Array, Array]  # [O], [O, O] of the final cost
+    finite: Array  # [] bool, all of them
 
 
 class _Backward(NamedTuple):
@@ -82,7 +89,6 @@ class _Backward(NamedTuple):
     quadratic: Array  # [] a linear + a^2 quadratic
     residual: Array  # []
     definite: Array  # [] bool
-    finite: Array  # [] bool
 
 
 class _Search(NamedTuple):
@@ -100,6 +106,8 @@ def ilqr(
     *,
     limits: Limits | None = None,
     second_order: bool = False,
+    project: bool = False,
+    final_gains: bool = True,
     num_iterations: int | Array = 100,
     tolerance: float | Array = 1e-6,
 ) -> Solution:
@@ -107,40 +115,57 @@ def ilqr(
 
     `second_order` makes it DDP, which converges quadratically; iLQR does so only where
     the dynamics are linear.  Converged is a `residual` of at most `tolerance`.
+
+    `project` replaces second derivatives of the costs (in DDP: of the cost to go) by
+    the nearest ones that are convex in x and u together, cross term included.  Each
+    step then has a minimum, with little or no regularisation.  Where that changes them
+    at the solution, DDP converges linearly, and it need not be a minimum.
+
+    Without `final_gains`, what ends for its number of iterations is not expanded once
+    more: K, k and residual are those before the last step.  That halves the time of one
+    iteration, as in replanning from a shifted plan.
     """
-    task = _Task(dynamics, cost, final_cost, limits)
+    task = _Task(dynamics, cost, final_cost, limits, second_order, project)
     u = _clip(jnp.asarray(u, x.dtype), limits)
-    still, none = jnp.zeros((*u.shape, len(x)), x.dtype), jnp.zeros((), x.dtype)
-    everywhere = jnp.tile(x[None], (len(u) + 1, 1))
-    xs, us, first = _rollout(task, everywhere, u, still, u, none)
-    count, running = jnp.zeros((), jnp.int32), jnp.array(Status.RUNNING, jnp.int32)
-    best = Solution(xs, us, still, u, first, none + jnp.inf, count, running)
 
     def iterate(search: _Search) -> _Search:
         best, mu, factor = search
-        back, mu, factor = _backward(task, best, mu, factor, second_order)
-        new, accepted = _line_search(task, best, back)
-        mu, factor = _regularise(mu, factor, accepted)
-        status = _status(best, back, mu, num_iterations, tolerance)
+        expansion = _expand(task, best.x, best.u)
+        back, mu, factor = _backward(task, expansion, best, mu, factor)
+        status = _status(best, back, mu, expansion.finite, num_iterations, tolerance)
         going_on = status == Status.RUNNING
+        new, accepted = _line_search(task, best, back, going_on)
+        mu, factor = _regularise(mu, factor, accepted)
+        exhausted = going_on & (mu > MOST)
+        status = jnp.where(exhausted, Status.REGULARISATION_EXHAUSTED, status)
+        count = best.iterations + (going_on & ~exhausted)
+        if not final_gains:
+            out = (status == Status.RUNNING) & (count >= num_iterations)
+            status = jnp.where(out, Status.MAX_ITERATIONS, status)
         xs, us, lower = jax.tree.map(
-            lambda a, b: jnp.where(accepted & going_on, a, b),
-            new,
-            (best.x, best.u, best.cost),
+            lambda a, b: jnp.where(accepted, a, b), new, (best.x, best.u, best.cost)
         )
-        count = best.iterations + going_on
         best = Solution(xs, us, back.K, back.k, lower, back.residual, count, status)
         return _Search(best, mu, factor)
 
     unfinished = lambda search: search.best.status == Status.RUNNING
-    search = _Search(best, none, none + 1)
-    return jax.lax.while_loop(unfinished, iterate, search).best
+    return jax.lax.while_loop(unfinished, iterate, _start(task, x, u)).best
+
+
+def _start(task: _Task, x: Array, u: Array) -> _Search:
+    still, none = jnp.zeros((*u.shape, len(x)), x.dtype), jnp.zeros((), x.dtype)
+    everywhere = jnp.tile(x[None], (len(u) + 1, 1))
+    xs, us, cost = _rollout(task, everywhere, u, still, u, none)
+    count, running = jnp.zeros((), jnp.int32), jnp.array(Status.RUNNING, jnp.int32)
+    best = Solution(xs, us, still, u, cost, none + jnp.inf, count, running)
+    return _Search(best, none, none + 1)
 
 
 def _status(
     best: Solution,
     back: _Backward,
     mu: Array,
+    finite: Array,
     num_iterations: int | Array,
     tolerance: float | Array,
 ) -> Array:
@@ -151,7 +176,7 @@ def _status(
         (Status.MAX_ITERATIONS, best.iterations >= num_iterations),
         (Status.STALLED, back.definite & lost & (back.residual >= best.residual)),
         (Status.CONVERGED, back.definite & (back.residual <= tolerance)),
-        (Status.NOT_FINITE, ~(back.finite & jnp.isfinite(best.cost))),
+        (Status.NOT_FINITE, ~(finite & jnp.isfinite(best.cost))),
     ):
         status = jnp.where(holds, name, status)
     return status
@@ -164,7 +189,7 @@ def _rollout(
 
     def step(x_now: Array, now: tuple) -> tuple[Array, tuple]:
         x, u, K, k, t = now
-        u_now = _clip(u + size * k + K @ (x_now - x), task.limits)
+        u_now = _clip(u + size * k + _times(K, x_now - x), task.limits)
         cost = task.cost(x_now, u_now, t)
         return task.dynamics(x_now, u_now, t), (x_now, u_now, cost)
 
@@ -175,14 +200,17 @@ def _rollout(
 
 
 def _line_search(
-    task: _Task, best: Solution, back: _Backward
+    task: _Task, best: Solution, back: _Backward, wanted: Array
 ) -> tuple[tuple[Array, Array, Array], Array]:
-    """The first of STEPS that lowers the cost enough, and whether there is one."""
+    """The first of STEPS that lowers the cost enough, and whether there is one.
+
+    None is tried unless `wanted`.
+    """
     sizes = jnp.array(STEPS, best.x.dtype)
 
     def unfinished(carry: tuple) -> Array:
         _, accepted, i = carry
-        return back.definite & ~accepted & (i < len(STEPS))
+        return wanted & ~accepted & (i < len(STEPS))
 
     def attempt(carry: tuple) -> tuple:
         i = carry[-1]
@@ -205,89 +233,94 @@ def _regularise(mu: Array, factor: Array, accepted: Array) -> tuple[Array, Array
     return jnp.where(accepted, less, more), jnp.where(accepted, down, up)
 
 
-def _expand(
-    task: _Task, x: Array, u: Array, second_order: bool
-) -> tuple[_Expansion, tuple[Array, Array]]:
-    """Of each step, and the first and second derivative of the final cost."""
+def _expand(task: _Task, x: Array, u: Array) -> _Expansion:
     size = x.shape[1]
     f = lambda z, t: task.dynamics(z[:size], z[size:], t)
     l = lambda z, t: task.cost(z[:size], z[size:], t)
     at = (jnp.concatenate([x[:-1], u], axis=1), jnp.arange(len(u)))
-    expansion = _Expansion(
-        f_z=jax.vmap(jax.jacfwd(f))(*at),
-        f_zz=jax.vmap(jax.jacfwd(jax.jacfwd(f)))(*at) if second_order else None,
-        l_z=jax.vmap(jax.grad(l))(*at),
-        l_zz=jax.vmap(jax.hessian(l))(*at),
+    f_zz = jax.vmap(jax.jacfwd(jax.jacfwd(f)))(*at) if task.second_order else None
+    l_zz = jax.vmap(jax.hessian(l))(*at)
+    last_xx = jax.hessian(task.final_cost)(x[-1])
+    derivatives = (jax.vmap(jax.jacfwd(f))(*at), f_zz, jax.vmap(jax.grad(l))(*at))
+    last_x = jax.grad(task.final_cost)(x[-1])
+    every = jax.tree.leaves((derivatives, l_zz, last_x, last_xx))
+    finite = jnp.stack([jnp.isfinite(x).all() for x in every]).all()
+    if task.project:
+        last_xx = definite.clip_eigenvalues(last_xx, 0.0)
+        if not task.second_order:
+            l_zz = jax.vmap(lambda l_zz: _project(l_zz, size))(l_zz)
+    return _Expansion(*derivatives, l_zz, (last_x, last_xx), finite)
+
+
+def _project(joint: Array, size: int) -> Array:
+    """The nearest second derivative by z that is convex; `size` is that of x."""
+    Q, S, R = definite.project(
+        joint[:size, :size], joint[size:, :size], joint[size:, size:]
     )
-    end = (jax.grad(task.final_cost)(x[-1]), jax.hessian(task.final_cost)(x[-1]))
-    return expansion, end
+    return jnp.block([[Q, S.T], [S, R]])
 
 
 def _backward(
-    task: _Task, best: Solution, mu: Array, factor: Array, second_order: bool
+    task: _Task, expansion: _Expansion, best: Solution, mu: Array, factor: Array
 ) -> tuple[_Backward, Array, Array]:
     """With as little regularisation, from `mu` on, as makes every step definite."""
-    expansion, last = _expand(task, best.x, best.u, second_order)
-    finite = [jnp.isfinite(x).all() for x in jax.tree.leaves((expansion, last))]
 
     def unfinished(carry: tuple) -> Array:
         back, mu, _ = carry
-        return back.finite & ~back.definite & (mu <= MOST)
+        return expansion.finite & ~back.definite & (mu <= MOST)
 
     def attempt(carry: tuple) -> tuple:
         _, mu, factor = carry
-        back = _recursion(expansion, last, best.u, mu, task.limits)
+        back = _recursion(task, expansion, best.u, mu)
         more = _regularise(mu, factor, jnp.array(False))
         keep = lambda a, b: jnp.where(back.definite, a, b)
         return back, keep(mu, more[0]), keep(factor, more[1])
 
     zero = jnp.zeros_like(mu)
-    start = _Backward(
-        best.K, best.k, zero, zero, zero, jnp.array(False), jnp.stack(finite).all()
-    )
+    start = _Backward(best.K, best.k, zero, zero, zero, jnp.array(False))
     return jax.lax.while_loop(unfinished, attempt, (start, mu, factor))
 
 
-def _recursion(
-    expansion: _Expansion,
-    last: tuple[Array, Array],
-    u: Array,
-    mu: Array,
-    limits: Limits | None,
-) -> _Backward:
-    v, V = last
+def _recursion(task: _Task, expansion: _Expansion, u: Array, mu: Array) -> _Backward:
+    f_z, f_zz, l_z, l_zz, (v, V), _ = expansion
     size = len(v)
 
-    def step(after: tuple, now: tuple[_Expansion, Array]) -> tuple[tuple, tuple]:
+    def step(after: tuple, now: tuple) -> tuple[tuple, tuple]:
         V, v, costate = after
-        (f_z, f_zz, l_z, l_zz), u = now
-        Q_z, Q_zz = l_z + f_z.T @ v, l_zz + f_z.T @ V @ f_z
+        f_z, f_zz, l_z, l_zz, u = now
+        Q_z, Q_zz = l_z + _times(f_z.T, v), l_zz + _times(f_z.T, _times(V, f_z))
         if f_zz is not None:
-            Q_zz += jnp.einsum("o,oij->ij", v, f_zz)
-        stiff = Q_zz + mu * f_z.T @ f_z  # as if V were V + mu I
+            Q_zz += _times(f_zz.T, v)
+            Q_zz = _project(Q_zz, size) if task.project else Q_zz
         Q_x, Q_u = Q_z[:size], Q_z[size:]
         Q_xx, Q_ux, Q_uu = Q_zz[:size, :size], Q_zz[size:, :size], Q_zz[size:, size:]
-        K, k, well = _gains(stiff[size:], Q_u, u, limits)
+        # as if V were V + mu I
+        stiff = Q_zz[size:] + mu * _times(f_z.T[size:], f_z)
+        K, k, well = _gains(stiff, Q_u, u, task.limits)
         # of the curvature without mu, for which K and k are not optimal
-        V = Q_xx + K.T @ Q_uu @ K + K.T @ Q_ux + Q_ux.T @ K
-        v = Q_x + K.T @ (Q_uu @ k + Q_u) + Q_ux.T @ k
-        gradient = l_z + f_z.T @ costate
-        residual = _clip(u - gradient[size:], limits) - u
+        half = _times(K.T, Q_uu) + Q_ux.T
+        V = Q_xx + _times(half, K) + _times(K.T, Q_ux)
+        v = Q_x + _times(half, k) + _times(K.T, Q_u)
+        gradient = l_z + _times(f_z.T, costate)
+        residual = _clip(u - gradient[size:], task.limits) - u
         before = ((V + V.T) / 2, v, gradient[:size])
-        return before, (K, k, k @ Q_u, k @ Q_uu @ k / 2, residual, well)
+        change = (k * Q_u).sum(), (k * _times(Q_uu, k)).sum() / 2
+        return before, (K, k, *change, residual, well)
 
     _, (K, k, linear, quadratic, residual, well) = jax.lax.scan(
-        step, (V, v, v), (expansion, u), reverse=True
+        step, (V, v, v), (f_z, f_zz, l_z, l_zz, u), reverse=True
     )
-    return _Backward(
-        K=K,
-        k=k,
-        linear=linear.sum(),
-        quadratic=quadratic.sum(),
-        residual=jnp.abs(residual).max(),
-        definite=well.all(),
-        finite=jnp.array(True),  # or it would not have been asked for
-    )
+    residual = jnp.abs(residual).max()
+    return _Backward(K, k, linear.sum(), quadratic.sum(), residual, well.all())
+
+
+def _times(a: Array, b: Array) -> Array:
+    """a @ b of a small [..., I] and [I] or [I, J], written out."""
+    if b.ndim == 1:
+        terms = (a[..., i] * b[i] for i in range(len(b)))
+    else:
+        terms = (a[:, i, None] * b[i][None] for i in range(len(b)))
+    return functools.reduce(operator.add, terms)
 
 
 def _gains(

@@ -1,14 +1,15 @@
-"""Model-predictive control: any planner becomes a policy that replans at every step."""
+"""Model-predictive control: any planner becomes a policy that replans as it goes."""
 
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from mbrl_jax.ops import checks
+from mbrl_jax.ops import checks, loop
+from mbrl_jax.planners import ilqg
 from mbrl_jax.planners.cem import cem
 from mbrl_jax.planners.cma_es import cma_es
 from mbrl_jax.planners.gradient import gradient
@@ -26,9 +27,11 @@ PLANNERS: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
         ("num_samples", "num_elites", "num_iterations", "momentum", "noise_exponent"),
     ),
     "cma_es": (cma_es, ("num_samples", "num_iterations")),
-    "gradient": (gradient, ("num_samples", "num_iterations")),
+    "ilqr": (ilqg.planner, ("num_samples", "num_iterations")),
+    "gradient": (gradient, ("num_samples", "num_iterations", "step_size")),
     "mppi": (mppi, ("num_samples", "num_iterations", "temperature")),
 }
+LOOK_INSIDE = ("ilqr",)  # planners that need a `Simulation` for their objective
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +39,8 @@ class Config:
     """Hyperparameters of the search for a plan; a planner reads those it knows."""
 
     horizon: int = 20  # H, steps planned ahead
-    num_samples: int = 100  # N, action sequences per iteration; starts of gradient
+    interval: int = 1  # steps executed of a plan before the next; 0: all of it
+    num_samples: int = 100  # N, sequences per iteration; starts of gradient and ilqr
     num_elites: int = 12  # best sequences that an iteration learns from; cem, icem
     num_iterations: int = 3  # of the search, per environment step; not random_shooting
     momentum: float = 0.1  # share of the old mean and variance; cem, icem
@@ -44,6 +48,7 @@ class Config:
     noise_exponent: float = 2.0  # 0 white, larger is smoother in time; icem
     num_kept: int = 5  # elites that survive to the next step; icem
     temperature: float = 0.1  # in standard deviations of the returns; mppi
+    step_size: float = 0.05  # of Adam, in units of the action limit; gradient
 
 
 def make(
@@ -70,24 +75,39 @@ def make(
         zeros,
         jnp.zeros((num_kept, *shape)),
     )
-    return replan(planner, start, objective)
+    return replan(planner, start, objective, config.interval or config.horizon)
+
+
+class Memory(NamedTuple):
+    plan: Plan  # from the next step on; where the next search starts
+    age: Array  # [] int32, steps done
 
 
 def replan(
-    planner: Planner, start: Plan, objective: Callable[[Key, Array], Objective]
+    planner: Planner,
+    start: Plan,
+    objective: Callable[[Key, Array], Objective],
+    interval: int = 1,
 ) -> Policy:
-    """Plans, executes the first action, and starts the next search one step later.
+    """Plans every `interval` steps, and executes the plan until then.
 
-    The mean and the kept elites move on by one step; the std starts afresh (Chua et
-    al., 2018, App. A.3).  The memory is the next search's start.
+    At each step mean and kept elites move on by one step; the std starts afresh (Chua
+    et al., 2018, App. A.3).
     """
 
-    def act(key: Key, obs: Array, memory: Plan) -> tuple[Array, Plan]:
+    def act(key: Key, obs: Array, memory: Memory) -> tuple[Array, Memory]:
         search_key, objective_key = jax.random.split(key)
-        plan, _ = planner(search_key, objective(objective_key, obs), memory)
-        return plan.actions[0], _shift(plan, start)
 
-    return Policy(lambda: start, act)
+        def search(plan: Plan) -> Plan:
+            return planner(search_key, objective(objective_key, obs), plan)[0]
+
+        def search_if_due(plan: Plan) -> Plan:
+            return loop.when(memory.age % interval == 0, search, plan)
+
+        plan = (search if interval == 1 else search_if_due)(memory.plan)
+        return plan.actions[0], Memory(_shift(plan, start), memory.age + 1)
+
+    return Policy(lambda: Memory(start, jnp.zeros((), jnp.int32)), act)
 
 
 def _shift(plan: Plan, start: Plan) -> Plan:
@@ -104,10 +124,12 @@ def validate(name: str, config: Config) -> None:
     """Raises ValueError, naming the fields, for a configuration that cannot be."""
     if name not in PLANNERS:
         raise ValueError(f"planner is {name!r}, must be one of: {', '.join(PLANNERS)}")
-    checks.at_least(config, 1, "horizon", "num_samples", "num_elites", "num_iterations")
+    counts = ("horizon", "num_samples", "num_elites", "num_iterations")
+    checks.at_least(config, 1, *counts)
+    checks.at_least(config, 0, "interval", "num_kept")
+    checks.at_most(config, "interval", "horizon")
     checks.within(config, 0, 1, "momentum")
-    checks.positive(config, "init_std", "temperature")
-    checks.at_least(config, 0, "num_kept")
+    checks.positive(config, "init_std", "temperature", "step_size")
     if "num_elites" in PLANNERS[name][1]:
         checks.at_most(config, "num_elites", "num_samples")
     if name == "icem":

@@ -77,6 +77,12 @@ def test_every_cell_of_the_grid_acts(kind: str, propagation: str, planner: str):
     assert jax.eval_shape(act, jax.random.key(0), obs).shape == (2,)
 
 
+def test_a_planner_that_looks_inside_knows_no_risk():
+    config = pets.Config(planner="ilqr", risk="cvar", risk_level=0.5)
+    with pytest.raises(ValueError, match="risk is 'cvar': ilqr plans for the mean"):
+        pets.make(point_mass.make(), config)
+
+
 def cliff() -> Env:
     """A walk that ends beyond 1; only the simulator knows why it pays and ends."""
     return simulator.make_env(

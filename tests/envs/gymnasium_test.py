@@ -260,6 +260,35 @@ def broken_spaces(**spaces):
     return lambda: gymnasium.adapt(host, name="robot")
 
 
+def test_discrete_actions_are_numbers():
+    env, theirs = gymnasium.make("CartPole-v1"), gym.make("CartPole-v1")
+    assert (env.num_actions, env.action_size) == (2, 0)
+    actions = np.random.default_rng(0).integers(0, 2, 12)
+    states = run(env, KEY, jnp.asarray(actions))
+    seed = int(env.reset(KEY).sim.seed)
+    obs, _ = theirs.reset(seed=seed)
+    for t, action in enumerate(actions):
+        obs, reward, terminated, _, _ = theirs.step(action)
+        np.testing.assert_allclose(states.obs[t], obs, rtol=1e-6)
+        assert (states.reward[t], states.terminal[t]) == (reward, terminated)
+    third = gymnasium.adapt(Third(), name="third")
+    states = run(third, KEY, jnp.array([0, 2]))
+    np.testing.assert_array_equal(states.obs[:, 0], [3, 5])
+
+
+class Third(gym.Env):
+    """Observes its action, one of 3, 4 and 5."""
+
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (1,))
+    action_space = gym.spaces.Discrete(3, start=3)
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(1), {}
+
+    def step(self, action):
+        return np.array([float(action)]), 0.0, False, False, {}
+
+
 BOX = gym.spaces.Box(-1, 1, (2,))
 INFINITE = gym.spaces.Box(-np.inf, np.inf, (2,))
 
@@ -271,7 +300,10 @@ INFINITE = gym.spaces.Box(-np.inf, np.inf, (2,))
             lambda: gymnasium.make("Pendulum-v9"),
             "gymnasium does not make 'Pendulum-v9'",
         ),
-        (lambda: gymnasium.make("CartPole-v1"), "action_space must be a Box, not Disc"),
+        (
+            broken_spaces(action_space=gym.spaces.MultiDiscrete([2, 2])),
+            "action_space must be a Box or Discrete, not MultiDiscrete",
+        ),
         (broken_spaces(action_space=INFINITE), "action_space must have finite bounds"),
         (
             broken_spaces(observation_space=gym.spaces.Dict(a=BOX)),

@@ -12,9 +12,21 @@ import pytest
 from mbrl_jax import envs
 from mbrl_jax.types import Array, Env, EnvState
 
+GRIDS = ("maze", "gridworld", "blocking_maze", "shortcut_maze")
+DISCRETE = (*GRIDS, "cartpole", "cartpole_no_velocity", "t_maze")
+PARTLY_SEEN = ("cartpole_no_velocity", "pendulum_no_velocity", "t_maze")
 each = pytest.mark.parametrize("name", envs.names())
-ENDLESS = [name for name in envs.names() if name[:5] != "probe"]
-ENDLESS.remove("cartpole_balance")
+continuous = pytest.mark.parametrize(
+    "name", [name for name in envs.names() if name not in DISCRETE]
+)
+SAME_START = ("probe1", "probe3", "probe4", *GRIDS)
+ENDING = (  # by the random actions of these tests
+    "cartpole",
+    "cartpole_balance",
+    "cartpole_no_velocity",
+    "gridworld",
+)
+ENDLESS = [name for name in envs.names() if name[:5] != "probe" and name not in ENDING]
 OPTIMAL_RETURNS = {
     "probe1": lambda obs: jnp.ones(()),
     "probe2": lambda obs: obs[0],
@@ -25,7 +37,9 @@ OPTIMAL_RETURNS = {
 
 
 def random_actions(env: Env, num_steps: int) -> Array:
-    """A third of them beyond the limits, the first among them: [T, A]."""
+    """A third of them beyond the limits, the first among them: [T, A] or [T]."""
+    if env.num_actions:
+        return jax.random.randint(jax.random.key(1), (num_steps,), 0, env.num_actions)
     shape = (num_steps, env.action_size)
     fractions = jax.random.uniform(jax.random.key(1), shape, minval=-1.5, maxval=1.5)
     return env.action_limit * fractions.at[0].set(1.3)
@@ -53,6 +67,7 @@ def episode(name: str) -> tuple[Env, Array, EnvState]:
 def test_record(name: str):
     env, _, states = episode(name)
     assert env.name == name
+    assert (env.num_actions > 0) == (env.action_size == 0) == (name in DISCRETE)
     assert states.obs.shape == (env.episode_length + 1, env.obs_size)
     for leaf in (states.reward, states.terminal, states.truncated, states.time):
         assert leaf.shape == (env.episode_length + 1,)
@@ -69,6 +84,9 @@ def test_record(name: str):
 @each
 def test_reward_and_terminal_are_functions_of_what_is_seen(name: str):
     env, actions, states = episode(name)
+    if name in PARTLY_SEEN:
+        assert env.reward is env.terminal is None
+        return
     seen = states.obs[:-1], actions, states.obs[1:]
     assert env.reward is not None
     assert env.terminal is not None
@@ -92,7 +110,8 @@ def test_types_stay_so_that_one_compilation_is_enough(name: str, x64: bool):
     with jax.enable_x64(x64):
         env = envs.make(name)
         before = jax.eval_shape(env.reset, jax.random.key(0))
-        after = jax.eval_shape(env.step, before, jnp.zeros(env.action_size))
+        action = random_actions(env, 1)[0]
+        after = jax.eval_shape(env.step, before, action)
         types = lambda tree: [
             (leaf.shape, leaf.dtype, leaf.weak_type) for leaf in jax.tree.leaves(tree)
         ]
@@ -112,10 +131,10 @@ def test_same_key_same_episode_alone_or_in_a_batch(name: str):
     single = jnp.stack([play(env, key, actions).obs for key in keys])[:, :6]
     np.testing.assert_allclose(batch, single, rtol=1e-4, atol=1e-5)
     others_differ = (single[1:, 0] != single[:1, 0]).any()
-    assert others_differ == (name not in ("probe1", "probe3", "probe4"))
+    assert others_differ == (name not in SAME_START)
 
 
-@each
+@continuous
 def test_actions_are_clipped(name: str):
     env, actions, states = episode(name)
     limit = env.action_limit
@@ -125,7 +144,7 @@ def test_actions_are_clipped(name: str):
     np.testing.assert_array_equal(clipped.obs, states.obs)
 
 
-@each
+@continuous
 def test_gradient_is_that_of_finite_differences(name: str):
     """Of the next state, obs and reward, weighted, in the state, obs and action."""
     with jax.enable_x64(True):
@@ -161,7 +180,9 @@ def test_gradient_is_that_of_finite_differences(name: str):
 def test_pictures(name: str):
     env, _, states = episode(name)
     assert env.render is not None
-    frames = np.asarray(env.render(jax.tree.map(lambda leaf: leaf[:2], states)))
+    frames = np.asarray(
+        env.render(jax.tree.map(lambda leaf: leaf[jnp.array([0, -1])], states))
+    )
     assert frames.dtype == np.uint8
     assert frames.ndim == 4
     assert frames.shape[0] == 2
@@ -200,7 +221,7 @@ def test_half_of_the_coins_are_heads():
     ("name", "message"),
     [
         ("cartpole_swing", "unknown environment 'cartpole_swing'; did you mean 'cart"),
-        ("", "unknown environment ''; known are: pendulum, cartpole_swingup"),
+        ("", "unknown environment ''; known are: pendulum, pendulum_no_velocity"),
         ("brax/", "brax/NAME/BACKEND"),
         ("atari/pong", "gymnasium/ID"),
     ],
@@ -223,3 +244,31 @@ def test_adapters_by_prefix(monkeypatch, name: str, module: str, arguments: tupl
     adapter.make = lambda *args: args
     monkeypatch.setitem(sys.modules, f"mbrl_jax.envs.{module}", adapter)
     assert envs.make(name) == arguments
+
+
+def test_positions_are_what_is_left_without_velocities():
+    for name, of, kept in (
+        ("cartpole_no_velocity", "cartpole", (0, 2)),
+        ("pendulum_no_velocity", "pendulum", (0, 1)),
+    ):
+        (_, _, part), (_, _, whole) = episode(name), episode(of)
+        np.testing.assert_array_equal(part.obs, whole.obs[:, kept])
+        np.testing.assert_array_equal(part.reward, whole.reward)
+        np.testing.assert_array_equal(part.terminal, whole.terminal)
+
+
+@pytest.mark.parametrize(("right", "expected"), [(True, 4.0), (False, -0.1)])
+def test_the_t_maze_pays_for_the_turn_that_its_sign_said(right: bool, expected: float):
+    env = envs.make("t_maze")
+    for key in jax.random.split(jax.random.key(0), 6):
+        sign = env.reset(key).obs[0]
+        up = (sign > 0) == right
+        actions = jnp.array([0] * 10 + [1 if up else 2])
+        states = play(env, key, actions)
+        np.testing.assert_array_equal(states.obs[0], [sign, 0])
+        np.testing.assert_array_equal(states.obs[1:10], np.zeros((9, 2)))
+        np.testing.assert_array_equal(states.obs[10], [0, 1])
+        np.testing.assert_array_equal(states.terminal, [False] * 11 + [True])
+        assert float(states.reward.sum()) == pytest.approx(expected)
+    bumped = play(env, key, jnp.array([1, 0, 2]))
+    np.testing.assert_allclose(bumped.reward[1:], [-0.1, 0, -0.1])

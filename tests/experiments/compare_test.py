@@ -53,7 +53,9 @@ def ledgers(tmp_path: Path) -> dict[str, Path]:
         "middle": write(tmp_path / "middle.jsonl", make_lines(normal(0.2))),
         "high": write(tmp_path / "high.jsonl", make_lines(normal(5))),
         "two": write(
-            tmp_path / "two.jsonl", make_lines(normal(0)), make_lines(normal(0), "maze")
+            tmp_path / "two.jsonl",
+            make_lines(normal(0)),
+            make_lines(normal(0), "gridworld"),
         ),
         "few": write(tmp_path / "few.jsonl", make_lines(normal(0, 2))),
     }
@@ -116,8 +118,12 @@ def test_as_a_command(ledgers: dict[str, Path]) -> None:
         (["{low}", "{low}", "--fail_no=never"], 2, "did you mean --fail_on"),
         (["{low}", "/nowhere"], 1, "cannot read the ledger /nowhere"),
         (["{low}", "{few}"], 1, "B has 2 finished runs in pendulum; 3 are the least"),
-        (["{low}", "{two}"], 1, "environments differ: pendulum, and maze, pendulum"),
-        (["{two}", "{two}"], 1, "maze has no --references"),
+        (
+            ["{low}", "{two}"],
+            1,
+            "environments differ: pendulum, and gridworld, pendulum",
+        ),
+        (["{two}", "{two}"], 1, "gridworld has no --references"),
         (["{two}", "{two}", "--references=/nowhere"], 1, "/nowhere"),
         (["{low}", "{low}:plan.horizon=7"], 1, "no run has plan.horizon=7; it is 20"),
         (["{low}", "{low}:plan.horizn=7"], 1, "did you mean plan.horizon"),

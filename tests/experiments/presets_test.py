@@ -47,6 +47,17 @@ def test_every_preset_is_measured_on_five_other_seeds(name: tuple[str, str]) -> 
     assert min(seeds) > 4
 
 
+def test_a_hyperparameter_that_a_run_did_not_have_yet_is_at_its_default() -> None:
+    name = ("pets", "cartpole_swingup")
+    line = presets.found(*name, results.read_ledgers([LEDGER]))[0]
+    older = {key: x for key, x in line["config"].items() if key != "plan.horizon"}
+    assert presets.found(*name, [{**line, "config": older}])
+    for config in ({**older, "plan.horizon": 21}, {**older, "gone": 1}):
+        assert not presets.found(*name, [{**line, "config": config}])
+    again = {**line, "return": 7.0}  # the later one of a seed counts
+    assert presets.found(*name, [line, again]) == [again]
+
+
 def test_the_page_is_that_of_the_ledger() -> None:
     text = preset_page.markdown(results.read_ledgers([LEDGER]))
     assert text == (ROOT / "docs" / "presets.md").read_text()

@@ -23,11 +23,10 @@ key = jax.random.key(0)
 obs = env.reset(key)
 
 def found(planner):
-    objective = lambda key, state: lambda actions: imagine.simulated_return(
-        env, state, actions)
+    objective = lambda key, state: imagine.simulation(env, state)
     config = mpc.Config(horizon=4, num_samples=30, num_elites=6)
     policy = mpc.make(planner, config, 1, env.action_limit, objective)
-    action, plan = jax.jit(policy.act)(key, obs, policy.init())
+    action, (plan, _) = jax.jit(policy.act)(key, obs, policy.init())
     episodes = jax.jit(
         lambda key: rollout.evaluate(key, env, policies.uniform(env), 7)[1])(key)
     returns = episodes.transitions.reward.sum(axis=1)

@@ -7,6 +7,7 @@ import pytest
 import scipy.optimize
 
 from mbrl_jax.envs import pendulum
+from mbrl_jax.planners import ilqr as ilqr_module
 from mbrl_jax.planners import lqr
 from mbrl_jax.planners.ilqr import Status, ilqr
 from mbrl_jax.types import Array
@@ -247,3 +248,118 @@ def test_too_few_iterations_are_said_to_be():
         jax.grad(lambda u: total(swing, swing_cost, upright, HANGING, u))
     )(result.u)
     np.testing.assert_allclose(result.residual, jnp.abs(gradient).max(), rtol=1e-9)
+
+
+def pushed(x: Array, u: Array, t: Array) -> Array:
+    return x + 0.5 * u
+
+
+def crossed(x: Array, u: Array, t: Array) -> Array:
+    """Convex in x and in u, but not in both where they are small."""
+    return (0.1 * x**2 + 0.1 * u**2 + x * u + x**4 / 4 + u**4 / 4).sum()
+
+
+def small(x: Array) -> Array:
+    return 0.1 * (x**2).sum()
+
+
+@ORDERS
+def test_projected_with_the_cross_term_no_regularisation_is_needed(
+    second_order, monkeypatch
+):
+    """To project the second derivatives by x and by u alone would change nothing."""
+    x, u = jnp.full(1, 0.3), jnp.full((10, 1), 0.1)
+    z = jnp.concatenate([x, u[0]])
+    joint = jax.hessian(lambda z: crossed(z[:1], z[1:], 0))(z)
+    assert (jnp.diag(joint) > 0).all()
+    assert jnp.linalg.eigvalsh(joint)[0] < 0
+    monkeypatch.setattr(ilqr_module, "MOST", 0.0)
+    solve = partial(ilqr, pushed, crossed, small, x, u, second_order=second_order)
+    assert jax.jit(solve)().status == Status.REGULARISATION_EXHAUSTED
+    ours = jax.jit(partial(solve, project=True, tolerance=1e-9))()
+    assert ours.status == Status.CONVERGED
+    objective = lambda u: total(pushed, crossed, small, x, u)
+    gradient, curvature = jax.jit(
+        lambda u: (jax.grad(objective)(u), jax.hessian(objective)(u))
+    )(ours.u)
+    assert jnp.abs(gradient).max() < 1e-8
+    assert jnp.linalg.eigvalsh(curvature.reshape(10, 10))[0] > 0  # a minimum
+
+
+@ORDERS
+def test_projected_where_the_controls_curve_downwards(second_order):
+    """No regularisation through the dynamics would help: they ignore u."""
+    cost = lambda x, u, t: (x**2 + x * u + u**4 / 4 - u**2 / 2).sum()
+    x, u = jnp.full(1, 0.3), jnp.full((10, 1), 0.1)
+    solve = partial(ilqr, ignores, cost, small, x, u, second_order=second_order)
+    assert jax.jit(solve)().status == Status.REGULARISATION_EXHAUSTED
+    ours = jax.jit(partial(solve, project=True, tolerance=1e-9))()
+    assert ours.status == Status.CONVERGED
+    # each step is by itself, and at a minimum
+    u, states = ours.u[:, 0], 0.3 * 0.5 ** np.arange(10)
+    np.testing.assert_allclose(u**3 - u + states, 0, atol=1e-8)
+    assert (3 * u**2 - 1 > 0).all()
+
+
+@ORDERS
+def test_projection_leaves_convex_costs_alone(second_order, random_problem):
+    f, l, last = linear_quadratic(random_problem(0, 7))
+    x, u = jnp.array([1.0, -1.0, 2.0]), jnp.ones((7, 2))
+    solve = partial(ilqr, f, l, last, x, u, second_order=second_order)
+    plain, projected = jax.jit(solve)(), jax.jit(partial(solve, project=True))()
+    assert projected.iterations == 1
+    np.testing.assert_allclose(projected.u, plain.u, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(projected.K, plain.K, rtol=1e-9, atol=1e-9)
+
+
+@ORDERS
+def test_projection_vmaps(second_order):
+    starts = jnp.linspace(0.2, 0.5, 4)[:, None]
+    solve = jax.jit(
+        lambda x: ilqr(
+            pushed, crossed, small, x, jnp.full((10, 1), 0.1),
+            second_order=second_order, project=True,
+        )
+    )  # fmt: skip
+    batch = jax.jit(jax.vmap(solve))(starts)
+    assert (batch.status == Status.CONVERGED).all()
+    np.testing.assert_allclose(batch.cost[2], solve(starts[2]).cost, rtol=1e-9)
+
+
+@pytest.mark.parametrize("num_iterations", [0, 1, 3])
+def test_without_final_gains(num_iterations):
+    """The same trajectory, and the gains that led there."""
+    solve = jax.jit(partial(swing_up, HANGING, PUSH, num_iterations=num_iterations))
+    before = jax.jit(
+        partial(swing_up, HANGING, PUSH, num_iterations=max(num_iterations - 1, 0))
+    )
+    short = jax.jit(
+        partial(
+            swing_up, HANGING, PUSH, num_iterations=num_iterations, final_gains=False
+        )
+    )
+    ours, full, earlier = short(), solve(), before()
+    assert ours.status == Status.MAX_ITERATIONS
+    assert ours.iterations == num_iterations
+    for name in ("x", "u", "cost"):
+        np.testing.assert_allclose(getattr(ours, name), getattr(full, name), rtol=1e-9)
+    for name in ("K", "k", "residual"):
+        led = getattr(earlier, name)
+        np.testing.assert_allclose(getattr(ours, name), led, rtol=1e-9, atol=1e-12)
+
+
+def test_replanning_from_a_shifted_plan_in_a_batch():
+    """One iteration each, from the plan before without its first step."""
+    first = jax.jit(swing_up)(HANGING, PUSH)
+    shifted = jnp.concatenate([first.u[1:], jnp.zeros((1, 1))])
+    starts = first.x[1][None] + 1e-3 * jnp.array([[0.0, 0.0], [1.0, 0.0], [0.0, -1.0]])
+    replan = jax.jit(
+        jax.vmap(lambda x: swing_up(x, shifted, num_iterations=1, final_gains=False))
+    )
+    ours = replan(starts)
+    assert (ours.iterations == 1).all()
+    unchanged = jax.vmap(lambda x: total(swing, swing_cost, upright, x, shifted))
+    assert (ours.cost < unchanged(starts)).all()
+    alone = swing_up(starts[1], shifted, num_iterations=1, final_gains=False)
+    np.testing.assert_allclose(ours.u[1], alone.u, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(ours.K[1], alone.K, rtol=1e-9, atol=1e-12)

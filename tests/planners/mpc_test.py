@@ -11,7 +11,7 @@ import pytest
 from mbrl_jax import imagine, rollout
 from mbrl_jax.envs import linear_quadratic
 from mbrl_jax.planners import mpc
-from mbrl_jax.types import Array, Key, Metrics, Objective, Plan
+from mbrl_jax.types import Array, Key, Metrics, Objective, Plan, PyTree, Simulation
 
 H, A, K = 4, 2, 3
 
@@ -34,8 +34,10 @@ def test_one_step_later():
         return FOUND, {}
 
     policy = mpc.replan(planner, START, lambda key, obs: lambda actions: actions.sum())
-    assert policy.init() is START
-    action, plan = policy.act(jax.random.key(0), jnp.zeros(3), START)
+    start = policy.init()
+    assert start.plan is START
+    action, (plan, age) = policy.act(jax.random.key(0), jnp.zeros(3), start)
+    assert age == 1
     np.testing.assert_array_equal(action, FOUND.actions[0])
     np.testing.assert_array_equal(plan.mean[:-1], FOUND.mean[1:])
     np.testing.assert_array_equal(plan.mean[-1], [0, 0])
@@ -55,25 +57,108 @@ def test_search_and_objective_have_keys_of_their_own():
 
     policy = mpc.replan(planner, START, lambda key, obs: lambda actions: key)
     for seed in range(2):
-        policy.act(jax.random.key(seed), jnp.zeros(3), START)
+        policy.act(jax.random.key(seed), jnp.zeros(3), policy.init())
     data = {tuple(np.asarray(jax.random.key_data(key))) for key in seen}
     assert len(data) == 4
+
+
+def test_a_plan_is_executed_for_an_interval():
+    """Without a search in between, also where examples are batched."""
+    searches = []
+
+    def planner(key: Key, objective: Objective, plan: Plan) -> tuple[Plan, Metrics]:
+        jax.debug.callback(lambda: searches.append(1))
+        actions = objective(plan.mean) + jnp.arange(H * A, dtype=float).reshape(H, A)
+        return plan._replace(actions=actions), {}
+
+    policy = mpc.replan(planner, START, lambda key, obs: lambda plan: obs[0], 3)
+
+    def run(first: Array) -> Array:
+        """The actions [7, A] at observations that count from `first` on."""
+
+        def step(memory: mpc.Memory, t: Array) -> tuple[mpc.Memory, Array]:
+            obs = (first + 100 * t)[None].astype(float)
+            return policy.act(jax.random.key(0), obs, memory)[::-1]
+
+        return jax.lax.scan(step, policy.init(), jnp.arange(7))[1]
+
+    expected = [100 * (t - t % 3) + np.arange(A) + A * (t % 3) for t in range(7)]
+    found = jax.jit(run)(jnp.array(0.0))
+    np.testing.assert_array_equal(found, expected)
+    jax.effects_barrier()
+    assert len(searches) == 3
+    found = jax.jit(jax.vmap(run))(jnp.array([0.0, 7.0]))
+    jax.effects_barrier()
+    np.testing.assert_array_equal(found[1], 7 + np.array(expected))
+    assert len(searches) == 3 + 3
+
+
+def test_an_interval_of_0_is_the_whole_horizon():
+    config = mpc.Config(horizon=H, num_samples=20, num_elites=3, interval=0)
+    goal = lambda key, obs: lambda actions: -jnp.square(actions - obs[0]).sum()
+    acts = [
+        jax.jit(mpc.make("cem", c, A, 1.0, goal).act)
+        for c in (config, dataclasses.replace(config, interval=H))
+    ]
+    plan = mpc.make("cem", config, A, 1.0, goal).init()
+    memories, key, obs = [plan, plan], jax.random.key(0), jnp.zeros(1)
+    for _ in range(H + 1):
+        results = [
+            act(key, obs, memory) for act, memory in zip(acts, memories, strict=True)
+        ]
+        np.testing.assert_array_equal(results[0][0], results[1][0])
+        memories = [memory for _, memory in results]
+
+
+def task(key: Key, obs: Array) -> Simulation:
+    """x' = x + u / 2, with -x^2 - u^2 / 10 earned; and a key, a flag, a count."""
+
+    def step(state: PyTree, action: Array) -> tuple[PyTree, Array]:
+        x, key, flag, count = state
+        earned = -jnp.square(x).sum() - jnp.square(action).sum() / 10
+        key = jax.random.split(key)[0]
+        return (x + action / 2, key, ~flag, count + 1), earned
+
+    start = (obs[:A], key, jnp.array(True), jnp.array(0))
+    return Simulation(start, step)
+
+
+def test_ilqr_plans_as_the_riccati_recursion_does():
+    """The task is linear-quadratic, with a key, a flag and a count in the state."""
+    config = mpc.Config(horizon=H, num_samples=3, num_iterations=1)
+    policy = mpc.make("ilqr", config, A, 10.0, task)
+    obs = jnp.array([1.0, -2.0, 0.0])
+    action, _ = jax.jit(policy.act)(jax.random.key(0), obs, policy.init())
+    P = 0.0  # of each dimension alone: cost P x^2 from here on; nothing at the end
+    for _ in range(H):
+        gain = P / 2 / (0.1 + P / 4)
+        P = 1 + 0.1 * gain**2 + P * (1 - gain / 2) ** 2
+    np.testing.assert_allclose(action, -gain * obs[:A], rtol=1e-4)
+
+
+def test_ilqr_stays_within_the_limits_and_needs_to_look_inside():
+    policy = mpc.make("ilqr", mpc.Config(horizon=H), A, 0.5, task)
+    obs = jnp.array([1.0, -2.0, 0.0])
+    _, memory = jax.jit(policy.act)(jax.random.key(0), obs, policy.init())
+    assert np.abs(memory.plan.actions).max() == 0.5
+    policy = mpc.make("ilqr", mpc.Config(), A, 0.5, lambda key, obs: jnp.sum)
+    with pytest.raises(TypeError, match=r"needs a types\.Simulation"):
+        policy.act(jax.random.key(0), obs, policy.init())
 
 
 @pytest.mark.parametrize("name", mpc.PLANNERS)
 def test_the_start_of_a_search(name: str):
     config = mpc.Config(horizon=H, num_kept=K, init_std=0.25)
-    policy = mpc.make(
-        name, config, A, 2.0, lambda key, obs: lambda actions: actions.sum()
-    )
-    start = policy.init()
+    policy = mpc.make(name, config, A, 2.0, task)
+    start, age = policy.init()
+    assert age == 0
     np.testing.assert_array_equal(start.mean, np.zeros((H, A)))
     np.testing.assert_array_equal(start.std, np.full((H, A), 0.5))
     assert start.elites.shape == (K if name == "icem" else 0, H, A)
     act = partial(policy.act, jax.random.key(0), jnp.zeros(3))
-    action, after = jax.eval_shape(act, start)
+    action, after = jax.eval_shape(act, policy.init())
     assert action.shape == (A,)
-    assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, start)
+    assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, (start, age))
 
 
 @pytest.mark.parametrize("name", mpc.PLANNERS)
@@ -99,7 +184,7 @@ def test_memory_pays_on_the_true_dynamics():
         env_state = env.reset(key)
         state = env_state.sim.state._replace(x=obs)
         here = env_state._replace(obs=obs, sim=env_state.sim._replace(state=state))
-        return partial(imagine.simulated_return, env, here)
+        return imagine.simulation(env, here)
 
     policy = mpc.make("cem", config, 1, 2.0, objective)
 
@@ -136,8 +221,11 @@ GOOD = {"horizon": 5, "num_samples": 8, "num_elites": 4, "num_kept": 2}
         ("icem", {"num_elites": 9}, "num_elites is 9, more than the 8 of num_samples"),
         ("icem", {"num_kept": 5}, "num_kept is 5, more than the 4 of num_elites"),
         ("icem", {"num_kept": -1}, "num_kept is -1"),
+        ("cem", {"interval": -1}, "interval is -1, must be at least 0"),
+        ("cem", {"interval": 6}, "interval is 6, more than the 5 of horizon"),
         ("cem", {"momentum": 1.5}, "momentum is 1.5"),
         ("cem", {"init_std": 0.0}, "init_std is 0.0, must be positive"),
+        ("gradient", {"step_size": 0.0}, "step_size is 0.0, must be positive"),
         ("mppi", {"temperature": -1.0}, "temperature is -1.0, must be positive"),
     ],
 )

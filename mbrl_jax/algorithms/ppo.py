@@ -1,0 +1,33 @@
+"""PPO: proximal policy optimisation (Schulman et al., 2017).
+
+Acting in environments side by side; `learners/ppo.py` says how it learns.
+"""
+
+import dataclasses
+
+from mbrl_jax import actor_critic, on_policy
+from mbrl_jax.learners import ppo
+from mbrl_jax.ops import checks
+from mbrl_jax.types import Algorithm, Env
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Hyperparameters.  A float may be traced, as under vmap; an int fixes a shape."""
+
+    num_envs: int = 16  # side by side
+    window: int = 128  # steps of each, between two updates
+    net: actor_critic.Config = actor_critic.Config()
+    learn: ppo.Config = ppo.Config()
+
+
+State = on_policy.State
+
+
+def make(env: Env, config: Config = Config()) -> Algorithm:
+    """The algorithm.  Raises ValueError for a configuration that cannot be."""
+    checks.at_least(config, 1, "num_envs", "window")
+    net = actor_critic.make(env, config.net)
+    learner = ppo.make(net, config.learn)
+    gatherer = on_policy.of_windows(env, config.num_envs, config.window)
+    return on_policy.make(learner, gatherer)

@@ -1,0 +1,32 @@
+"""REINFORCE (Williams, 1992).
+
+Acting in environments side by side; `learners/reinforce.py` says how it learns.
+"""
+
+import dataclasses
+
+from mbrl_jax import actor_critic, on_policy
+from mbrl_jax.learners import reinforce
+from mbrl_jax.ops import checks
+from mbrl_jax.types import Algorithm, Env
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Hyperparameters.  A float may be traced, as under vmap; an int fixes a shape."""
+
+    num_envs: int = 16  # episodes between two updates
+    net: actor_critic.Config = actor_critic.Config()
+    learn: reinforce.Config = reinforce.Config()
+
+
+State = on_policy.State
+
+
+def make(env: Env, config: Config = Config()) -> Algorithm:
+    """The algorithm.  Raises ValueError for a configuration that cannot be."""
+    checks.at_least(config, 2, "num_envs")  # each is the baseline of the others
+    net = actor_critic.make(env, config.net)
+    learner = reinforce.make(net, config.learn)
+    gatherer = on_policy.of_episodes(env, config.num_envs)
+    return on_policy.make(learner, gatherer)

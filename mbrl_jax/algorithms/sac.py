@@ -1,0 +1,28 @@
+"""SAC: soft actor-critic (Haarnoja et al., 2018).
+
+Acting in the environment; `learners/sac.py` says how it learns.
+"""
+
+import dataclasses
+
+from mbrl_jax import off_policy, value_learning
+from mbrl_jax.learners import sac
+from mbrl_jax.types import Algorithm, Env
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Hyperparameters.  A float may be traced, as under vmap; an int fixes a shape."""
+
+    collect: off_policy.Config = off_policy.Config()
+    learn: sac.Config = sac.Config()
+
+
+State = off_policy.State
+
+
+def make(env: Env, config: Config = Config()) -> Algorithm:
+    """The algorithm.  Raises ValueError for a configuration that cannot be."""
+    learner = value_learning.learner(sac.make(env, config.learn))
+    method = off_policy.model_free(learner, config.collect.batch_size)
+    return off_policy.make(env, method, config.collect)

@@ -1,0 +1,28 @@
+"""TD3 (Fujimoto et al., 2018); one critic and no delay make it DDPG.
+
+Acting in the environment; `learners/td3.py` says how it learns.
+"""
+
+import dataclasses
+
+from mbrl_jax import off_policy, value_learning
+from mbrl_jax.learners import td3
+from mbrl_jax.types import Algorithm, Env
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Hyperparameters.  A float may be traced, as under vmap; an int fixes a shape."""
+
+    collect: off_policy.Config = off_policy.Config()
+    learn: td3.Config = td3.Config()
+
+
+State = off_policy.State
+
+
+def make(env: Env, config: Config = Config()) -> Algorithm:
+    """The algorithm.  Raises ValueError for a configuration that cannot be."""
+    learner = value_learning.learner(td3.make(env, config.learn))
+    method = off_policy.model_free(learner, config.collect.batch_size)
+    return off_policy.make(env, method, config.collect)

@@ -1,0 +1,221 @@
+"""Versions 0.5, 1.0 and 1.5, planning on the true dynamics, and imitation of a planner.
+
+`contract_test.py` has what they share with every algorithm.
+"""
+
+import dataclasses
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mbrl_jax import actor_critic, imagine, rollout, simulator
+from mbrl_jax.algorithms import mbrl_v05, mbrl_v10, mbrl_v15, nagabandi
+from mbrl_jax.algorithms import mpc as true_mpc
+from mbrl_jax.envs import linear_quadratic, point_mass, probes
+from mbrl_jax.models import ensemble
+from mbrl_jax.planners import mpc
+from mbrl_jax.types import Algorithm, Array, Env, PyTree
+
+ENV = simulator.time_limit(point_mass.make(), 30)
+MODEL = ensemble.Config(
+    probabilistic=False,
+    num_members=1,
+    hidden_sizes=(32, 32),
+    learning_rate=3e-3,
+    batch_size=32,
+    num_epochs=150,
+)
+PLAN = mpc.Config(horizon=12, num_samples=50, num_elites=6)
+TINY = dataclasses.replace(MODEL, hidden_sizes=(4,), num_epochs=2)
+
+
+def train(algorithm: Algorithm, num_steps: int) -> tuple[PyTree, list[Any]]:
+    key = jax.random.key(0)
+    state, step, metrics = jax.jit(algorithm.init)(key), jax.jit(algorithm.step), []
+    for i in range(num_steps):
+        state, found = step(jax.random.fold_in(key, i), state)
+        metrics.append(found)
+    return state, metrics
+
+
+def mean_return(env: Env, algorithm: Algorithm, state: PyTree) -> float:
+    """Of six episodes, from the same starts for all."""
+    run = lambda key, x: rollout.evaluate(key, env, algorithm.policy(x), 6)[0]
+    return float(jax.jit(run)(jax.random.key(7), state)["eval/return_mean"])
+
+
+# --- The ladder.
+
+
+def actions(module: Any, planner: str) -> Array:
+    """Of the first three episodes, [90, A]."""
+    config = module.Config(
+        capacity=90, planner=planner, plan=dataclasses.replace(PLAN, interval=0)
+    )
+    config = dataclasses.replace(config, model=TINY)
+    state, _ = train(module.make(ENV, config), 3)
+    return state.replay.data.action
+
+
+def test_version_05_collects_at_random_and_version_10_by_its_plans():
+    different = ("cem", "random_shooting")
+    first, second = (actions(mbrl_v05, planner) for planner in different)
+    np.testing.assert_array_equal(first, second)
+    planned = [actions(mbrl_v10, planner) for planner in different]
+    for found in planned:
+        np.testing.assert_array_equal(found[:30], first[:30])  # the random episode
+    assert (planned[0][30:] != planned[1][30:]).any(axis=1).mean() > 0.9
+
+
+@pytest.mark.parametrize(
+    ("module", "blind"), [(mbrl_v05, True), (mbrl_v10, True), (mbrl_v15, False)]
+)
+def test_what_is_seen_on_the_way_matters_from_version_15_on(module: Any, blind: bool):
+    horizon, default = 4, module.Config()
+    small = {"horizon": horizon, "num_samples": 8, "num_elites": 3, "num_kept": 2}
+    assert (default.plan.interval > 1) == blind
+    interval = horizon if blind else 1
+    plan = dataclasses.replace(
+        default.plan, interval=interval, num_iterations=1, **small
+    )
+    algorithm = module.make(ENV, dataclasses.replace(default, plan=plan, model=TINY))
+    policy = algorithm.policy(algorithm.init(jax.random.key(0)))
+    act, memory = jax.jit(policy.act), policy.init()
+    keys = jax.random.split(jax.random.key(1), horizon + 1)
+    obs = jnp.array([0.5, -0.5, 0.0, 0.0, -1.0, 1.0])
+    for i, key in enumerate(keys):
+        here, _ = act(key, obs, memory)
+        there, memory = act(key, -obs, memory)
+        same = blind and 0 < i < horizon
+        assert bool((here == there).all()) == same
+
+
+def test_point_mass():
+    """Version 1.5 solves it within 6 episodes, as PETS does, with the same bound.
+
+    Random actions are worth -55, the planner on the true dynamics -18.
+    """
+    config = mbrl_v15.Config(capacity=300, planner="cem", plan=PLAN, model=MODEL)
+    algorithm = mbrl_v15.make(ENV, config)
+    state, _ = train(algorithm, 6)
+    assert mean_return(ENV, algorithm, state) > -24
+
+
+@pytest.mark.parametrize("module", [mbrl_v05, mbrl_v10, mbrl_v15, nagabandi])
+def test_what_cannot_be(module: Any):
+    with pytest.raises(ValueError, match="planner is 'newton', must be one of"):
+        module.make(ENV, module.Config(planner="newton"))
+    with pytest.raises(ValueError, match=r"capacity is 29, less than the 30 steps"):
+        module.make(ENV, module.Config(capacity=29))
+    if module is not mbrl_v05:
+        with pytest.raises(ValueError, match="num_random_episodes is 0"):
+            module.make(ENV, module.Config(num_random_episodes=0))
+
+
+# --- The true dynamics.
+
+
+@pytest.mark.parametrize("planner", ["icem", "ilqr"])
+def test_what_was_planned_to_the_end_is_what_comes(planner: str):
+    """The simulator's own noise included, whose keys are in its state."""
+    problem = linear_quadratic.TWO_MASSES._replace(noise_std=0.1)
+    num_steps = 6
+    env = linear_quadratic.make(problem, action_limit=2.0, episode_length=num_steps)
+    plan = mpc.Config(horizon=num_steps, interval=0)
+    shown = simulator.observe_all(env)
+    algorithm = true_mpc.make(shown, true_mpc.Config(planner, plan))
+    policy = algorithm.policy(algorithm.init(jax.random.key(0)))
+    transitions, valid = jax.jit(partial(rollout.episode, env=shown, policy=policy))(
+        jax.random.key(3)
+    )
+    assert valid.all()
+    start = jax.tree.map(lambda x: x[0], transitions.obs)
+    foreseen = imagine.simulation(env, start)(transitions.action)
+    assert transitions.reward.sum() == pytest.approx(float(foreseen), rel=1e-5)
+
+
+def test_it_needs_to_be_shown_the_simulator():
+    with pytest.raises(ValueError, match=r"make it of simulator\.observe_all\(env\)"):
+        true_mpc.make(ENV)
+    outside = ENV._replace(host=True)
+    with pytest.raises(ValueError, match="nothing can plan with it"):
+        true_mpc.make(outside)
+
+
+# --- Imitation.
+
+
+def test_a_network_learns_what_the_planner_does():
+    """The best action is obs / 2, worth 1; random ones are worth 0.4."""
+    env, before = probes.probe5(), 2 + 3
+    config = nagabandi.Config(
+        capacity=40,
+        num_random_episodes=2,
+        num_model_episodes=3,
+        num_updates=100,
+        batch_size=32,
+        learning_rate=3e-3,
+        num_imitations=20,
+        net=actor_critic.Config(hidden_sizes=(32,), squash=True),
+        planner="cem",
+        plan=mpc.Config(horizon=1, num_samples=50, num_elites=5, num_iterations=4),
+        model=TINY,
+    )
+    algorithm = nagabandi.make(env, config)
+    modelled, _ = train(algorithm, before)
+    assert modelled.answers.size == 0
+    state, metrics = train(algorithm, before + 20)
+    assert state.answers.size == 20
+    losses = [float(x["imitation/loss"]) for x in metrics]
+    assert max(losses[:before]) == 0 < min(losses[before:])
+    assert losses[-1] < losses[before] / 2
+    answers = jax.tree.map(lambda x: x[:20], state.answers.data)
+    np.testing.assert_allclose(answers.action, answers.obs / 2, atol=0.1)
+    policy = algorithm.policy(state)
+    for obs in (-1.0, 1.0):  # now the network's: it needs no key
+        acts = [
+            policy.act(jax.random.key(i), jnp.full(1, obs), policy.init())[0]
+            for i in range(2)
+        ]
+        np.testing.assert_array_equal(*acts)
+        np.testing.assert_allclose(acts[0], obs / 2, atol=0.15)
+
+
+def test_the_model_stays_as_it_is_once_it_is_imitated():
+    config = nagabandi.Config(
+        capacity=90, num_model_episodes=0, num_updates=1, plan=PLAN, model=TINY
+    )
+    algorithm = nagabandi.make(ENV, config)
+    one, three = (train(algorithm, num)[0] for num in (1, 3))
+    assert three.num_steps == 3
+    for x, y in zip(
+        *(jax.tree.leaves(s.model.params) for s in (one, three)), strict=True
+    ):
+        np.testing.assert_array_equal(x, y)
+    assert (one.model.inputs.mean == three.model.inputs.mean).all()
+
+
+def test_after_the_imitation_it_learns_without_the_model():
+    config = nagabandi.Config(
+        capacity=200,
+        num_model_episodes=0,
+        num_imitations=2,
+        num_episodes=3,
+        num_updates=1,
+        plan=PLAN,
+        model=TINY,
+    )
+    algorithm = nagabandi.make(ENV, config)
+    (imitated, _), (tuned, metrics) = (train(algorithm, num) for num in (3, 4))
+    same = lambda a, b: all(map(np.array_equal, *map(jax.tree.leaves, (a, b))))
+    assert same(imitated.model, tuned.model)
+    assert same(imitated.answers, tuned.answers)
+    assert same(imitated.learner.agent.obs, tuned.learner.agent.obs)
+    assert not same(imitated.learner.agent.actor, tuned.learner.agent.actor)
+    assert tuned.env_steps - imitated.env_steps == 3 * ENV.episode_length
+    assert 0 < metrics[-1]["policy/divergence"] <= config.trpo.divergence
+    assert metrics[-2]["policy/divergence"] == 0

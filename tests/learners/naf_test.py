@@ -1,0 +1,255 @@
+"""NAF: its maximum against a search, its targets by hand, bandits and probes."""
+
+import functools
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mbrl_jax import envs, off_policy, value_learning
+from mbrl_jax.algorithms import naf as algorithm
+from mbrl_jax.envs import point_mass
+from mbrl_jax.learners import naf
+from mbrl_jax.types import Array, Env, Key, Transition
+from mbrl_jax.value_learning import Rows
+
+SIZES = pytest.mark.parametrize("size", [1, 2])
+SMALL = naf.Config(hidden_sizes=(16,))
+
+
+@pytest.fixture
+def x64():
+    with jax.enable_x64(True):
+        yield
+
+
+def env_of(size: int, limit: float = 2.0) -> Env:
+    return point_mass.make()._replace(obs_size=3, action_size=size, action_limit=limit)
+
+
+def rough(learner: value_learning.ValueLearner, seed: int) -> naf.State:
+    """With networks that are far from flat, and two different ones."""
+    state, rng = learner.init(jax.random.key(seed)), np.random.default_rng(seed)
+    draw = lambda x: jnp.asarray(0.4 * rng.normal(size=x.shape))
+    params = jax.tree.map(draw, (state.params, state.target))
+    return state._replace(params=params[0], target=params[1])
+
+
+def search(value: Callable[[Array], Array], size: int, limit: float) -> np.ndarray:
+    """Where a concave function of [A] is largest, by grids that close in."""
+    centre, width = np.zeros(size), limit
+    each = jax.jit(jax.vmap(value))
+    while width > 1e-8 * limit:
+        ticks = [x + np.linspace(-width, width, 21) for x in centre]
+        grid = np.stack(np.meshgrid(*ticks, indexing="ij"), axis=-1).reshape(-1, size)
+        centre, width = grid[np.argmax(each(grid))], 0.7 * width
+    return centre
+
+
+@SIZES
+@pytest.mark.parametrize("seed", range(3))
+def test_the_analytic_maximum_is_what_a_search_finds(size: int, seed: int, x64):
+    learner = naf.make(env_of(size), SMALL)
+    state, key = rough(learner, seed), jax.random.key(0)
+    obs = jax.random.normal(key, (3,))
+    value = lambda action: learner.values(state, obs, action)[0]
+    best, _ = learner.act(state, key, obs)
+    np.testing.assert_allclose(best, search(value, size, 3.0), atol=1e-6)
+    assert (jnp.abs(best) < 2).all()
+
+
+@SIZES
+def test_the_value_is_that_of_the_best_action(size: int, x64):
+    """And of `V` alone: the first output of the network, in units of the scale."""
+    rng = np.random.default_rng(size)
+    outputs = rng.normal(size=1 + size + size * (size + 1) // 2)
+    q = naf.shape(jnp.asarray(outputs), size, 7.0)
+    assert q.value == q(q.mean) == 7 * outputs[0]
+    others = rng.uniform(-1, 1, (1000, size))
+    assert (jax.vmap(q)(others) < q.value).all()
+    learner = naf.make(env_of(size), SMALL)
+    state, obs, key = rough(learner, 0), jnp.ones(3), jax.random.key(0)
+    follows = value_learning.state_value(learner, state, key, obs)
+    action, bonus = learner.act(state, key, obs)
+    assert follows == learner.values(state, obs, action).max()
+    assert bonus == 0
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize("magnitude", [1.0, 1e4])
+def test_the_factor_is_lower_triangular_with_a_positive_diagonal(size, magnitude):
+    number = 1 + size + size * (size + 1) // 2
+    outputs = magnitude * jax.random.normal(jax.random.key(size), (number,))
+    factor = np.asarray(naf.shape(outputs, size, 2.0).factor)
+    np.testing.assert_array_equal(factor, np.tril(factor))
+    assert (np.diag(factor) > 0).all()
+    assert np.isfinite(factor).all()
+    below = np.tril_indices(size, -1)
+    assert np.unique(factor[below]).size == below[0].size  # each entry is its own
+
+
+def bandit(optimum: np.ndarray, best: float, steep: float = 2.0) -> Rows:
+    """A concave quadratic in units of the limit, 2, whose axes are not the action's."""
+    rng, size, num_rows = np.random.default_rng(0), len(optimum), 256
+    root = np.eye(size) + 0.5 * np.tril(np.ones((size, size)), -1)
+    unit = rng.uniform(-1, 1, (num_rows, size))
+    target = best - steep * np.square((unit - optimum) @ root).sum(axis=1)
+    obs = np.ones((num_rows, 3))
+    rows = Rows(obs, 2 * unit, target, np.ones(num_rows))
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), rows)
+
+
+def fitted(config: naf.Config, rows: Rows, num_updates: int) -> tuple[Array, Array]:
+    """The best action in units of the limit [A], and what it is worth []."""
+    learner = naf.make(env_of(rows.action.shape[1]), config)
+
+    def update(state: naf.State, key: Key) -> tuple[naf.State, None]:
+        args = key, state, rows, rows.obs, value_learning.greedy
+        return learner.update(*args)[0], None
+
+    @jax.jit
+    def run(key: Key) -> tuple[Array, Array]:
+        keys = jax.random.split(key, num_updates)
+        state = jax.lax.scan(update, learner.init(key), keys)[0]
+        action, _ = learner.policy(state).act(key, rows.obs[0], ())
+        return action / 2, learner.values(state, rows.obs[0], action)[0]
+
+    return run(jax.random.key(0))
+
+
+@SIZES
+def test_fixed_targets_lead_to_the_optimum(size: int):
+    optimum = np.array([0.4, -0.6])[:size]
+    config = naf.Config(hidden_sizes=(16,), learning_rate=3e-3, target_rate=0.02)
+    action, value = fitted(config, bandit(optimum, 3.0), 2000)
+    np.testing.assert_allclose(action, optimum, atol=0.02)
+    np.testing.assert_allclose(value, 3.0, atol=0.05)
+
+
+def test_targets_are_of_what_follows_unless_nothing_does(x64):
+    """r + discount (1 - terminal) V'(s'), by hand; the clock running out is no end."""
+    config = naf.Config(hidden_sizes=(16,), discount=0.9)
+    learner = naf.make(env_of(2), config)
+    state, rng = rough(learner, 1), np.random.default_rng(0)
+    flags = np.array([[False, False], [True, False], [False, True]])
+    batch = Transition(
+        rng.normal(size=(3, 3)),
+        rng.normal(size=(3, 2)),
+        np.array([1.0, 2.0, 3.0]),
+        rng.normal(size=(3, 3)),
+        *flags.T,
+    )
+    rows = value_learning.one_step(learner, state, jax.random.key(0), batch)
+    layers = jax.tree.map(np.asarray, state.target["params"])
+    first, last = layers["Dense_0"], layers["Dense_1"]
+    hidden = np.maximum(batch.next_obs @ first["kernel"] + first["bias"], 0)
+    value = config.value_scale * (hidden @ last["kernel"] + last["bias"])[:, 0]
+    expected = [1 + 0.9 * value[0], 2, 3 + 0.9 * value[2]]
+    np.testing.assert_allclose(rows.target, expected, rtol=1e-12)
+
+
+def test_an_update_reports_the_error_and_moves_the_target_a_little(x64):
+    config = naf.Config(hidden_sizes=(16,), target_rate=0.25, value_scale=30.0)
+    learner, rows = naf.make(env_of(2), config), bandit(np.zeros(2), 1.0)
+    state = rough(learner, 0)
+    args = jax.random.key(0), state, rows, rows.obs, value_learning.greedy
+    new, metrics = learner.update(*args)
+    q = partial(learner.values, state._replace(target=state.params))
+    errors = jax.vmap(q)(rows.obs, rows.action)[:, 0] - rows.target
+    np.testing.assert_allclose(metrics["critic/mse"], jnp.square(errors).mean())
+    mix = lambda old, new: 0.75 * old + 0.25 * new
+    expected = jax.tree.map(mix, state.target, new.params)
+    jax.tree.map(np.testing.assert_allclose, new.target, expected)
+
+
+def test_exploration_is_noise_around_the_best_action_within_the_limit():
+    learner = naf.make(env_of(1), naf.Config(hidden_sizes=(16,), exploration_std=0.3))
+    state, obs = learner.init(jax.random.key(0)), jnp.ones(3)
+    keys = jax.random.split(jax.random.key(1), 4000)
+    draw = lambda key: learner.explore(state).act(key, obs, ())[0][0]
+    actions = jax.vmap(draw)(keys)
+    best = learner.policy(state).act(keys[0], obs, ())[0][0]
+    assert jnp.abs(best) < 0.5
+    np.testing.assert_allclose(actions.mean(), best, atol=0.05)
+    np.testing.assert_allclose(actions.std(), 0.6, atol=0.05)
+    assert (jnp.abs(actions) <= 2).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"value_scale": 0.0}, "value_scale is 0.0, must be positive"),
+        ({"discount": 1.5}, "discount is 1.5, must be from 0 to 1"),
+        ({"exploration_std": -1.0}, "exploration_std is -1.0, must be at least 0"),
+    ],
+)
+def test_what_cannot_be_is_an_early_error(change: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        naf.make(env_of(1), naf.Config(**change))
+
+
+# --- The probes, all five in one program.
+
+PROBES = tuple(f"probe{i}" for i in range(1, 6))
+DISCOUNT = 0.8
+CONFIG = algorithm.Config(
+    off_policy.Config(capacity=1000, warmup=100, interval=800, batch_size=64),
+    naf.Config(
+        hidden_sizes=(16,),
+        discount=DISCOUNT,
+        learning_rate=5e-3,
+        target_rate=0.05,
+        value_scale=1.0,
+    ),
+)
+
+
+def one_of_all(which: Array) -> Env:
+    """The probe of an index that may be traced."""
+    probes = [envs.make(name) for name in PROBES]
+
+    def switch(kind: str) -> Callable[..., Any]:
+        branches = [getattr(probe, kind) for probe in probes]
+        return lambda *args: jax.lax.switch(which, branches, *args)
+
+    return probes[2]._replace(
+        reset=switch("reset"), step=switch("step"), reward=None, terminal=None
+    )
+
+
+@functools.cache
+def trained() -> naf.State:
+    """The learner's states after training, [5, ...]."""
+
+    def run(which: Array, key: Key) -> naf.State:
+        made = algorithm.make(one_of_all(which), CONFIG)
+        step = lambda state, key: (made.step(key, state)[0], None)
+        return jax.lax.scan(step, made.init(key), jax.random.split(key, 2))[0].learner
+
+    keys = jax.random.split(jax.random.key(0), len(PROBES))
+    return jax.jit(jax.vmap(run))(jnp.arange(len(PROBES)), keys)
+
+
+@pytest.mark.parametrize(
+    ("probe", "values", "actions"),
+    [
+        ("probe1", {0.0: 1.0}, {}),
+        ("probe2", {-1.0: -1.0, 1.0: 1.0}, {}),
+        ("probe3", {0.0: DISCOUNT, 1.0: 1.0}, {}),
+        ("probe4", {0.0: 1.0}, {0.0: 0.5}),
+        ("probe5", {-1.0: 1.0, 1.0: 1.0}, {-1.0: -0.5, 1.0: 0.5}),
+    ],
+)
+def test_the_probes_are_learned(probe: str, values: dict, actions: dict):
+    learner = naf.make(envs.make(probe), CONFIG.learn)
+    state = jax.tree.map(lambda x: x[PROBES.index(probe)], trained())
+    value = partial(value_learning.state_value, learner, state, jax.random.key(0))
+    for obs, expected in values.items():
+        np.testing.assert_allclose(value(jnp.array([obs])), expected, atol=0.1)
+    for obs, expected in actions.items():
+        action, _ = learner.policy(state).act(jax.random.key(0), jnp.array([obs]), ())
+        np.testing.assert_allclose(action, expected, atol=0.1)

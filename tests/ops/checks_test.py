@@ -1,0 +1,14 @@
+import pytest
+
+from mbrl_jax import envs
+from mbrl_jax.ops import checks
+
+
+def test_which_actions_an_algorithm_is_for():
+    maze, pendulum = envs.make("maze"), envs.make("pendulum")
+    checks.continuous(pendulum)
+    checks.discrete(maze)
+    with pytest.raises(ValueError, match="actions of maze are discrete, 4 of them"):
+        checks.continuous(maze)
+    with pytest.raises(ValueError, match="actions of pendulum are continuous, 1 of"):
+        checks.discrete(pendulum)
