@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "model_augmented.json"
 PICTURE = ROOT / "docs" / "model_augmented.png"
 NAMES = ("SAC", "TD3", "MBPO", "MAAC", "MVE", "STEVE", "NAF", "MBA")
-ENVS = ("pendulum",)
+ENVS = ("pendulum", "brax/inverted_pendulum")
 MODEL_FREE = {"SAC": 60, "TD3": 60}  # iterations, more than the presets', to settle
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import hypothesis
 import jaxlib
+import pytest
 
 CACHE = Path(__file__).parents[1] / ".cache" / f"jaxlib-{jaxlib.__version__}"
 
@@ -28,3 +29,10 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # The first call of a jitted function takes long, and a failure must come again.
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("repeatable")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_compiled_programs_are_left():
+    """A process of some thousand tests would keep them all, gigabytes, and crash."""
+    yield
+    jax.clear_caches()
