@@ -1,8 +1,8 @@
-"""The five probes by SAC and TD3, and a small grid by DQN and by Dyna with it."""
+"""The five probes by SAC, TD3 and NAF; a small grid by DQN, and by Dyna with it."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,16 +10,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mbrl_jax import branching, envs, off_policy, rollout, value_learners
-from mbrl_jax.algorithms import dqn, dyna, sac, td3
+from mbrl_jax import (
+    branching,
+    envs,
+    off_policy,
+    rollout,
+    value_learners,
+    value_learning,
+)
+from mbrl_jax.algorithms import dqn, dyna, naf, sac, td3
 from mbrl_jax.envs import grid
 from mbrl_jax.learners import dqn as dqn_learner
+from mbrl_jax.learners import naf as naf_learner
 from mbrl_jax.learners import sac as sac_learner
 from mbrl_jax.learners import td3 as td3_learner
 from mbrl_jax.models import ensemble
-from mbrl_jax.types import Array, Env, Key
 
-PROBES = tuple(f"probe{i}" for i in range(1, 6))
 DISCOUNT = 0.8
 MODULES = {"sac": sac, "td3": td3}
 LEARN: dict[str, Any] = {
@@ -45,35 +51,8 @@ def config_of(name: str) -> Any:
     return MODULES[name].Config(COLLECT, learn)
 
 
-def one_of_all(which: Array) -> Env:
-    """The probe of an index that may be traced."""
-    probes = [envs.make(name) for name in PROBES]
-
-    def switch(kind: str) -> Callable[..., Any]:
-        branches = [getattr(probe, kind) for probe in probes]
-        return lambda *args: jax.lax.switch(which, branches, *args)
-
-    return probes[2]._replace(  # whose episodes are the longest
-        reset=switch("reset"), step=switch("step"), reward=None, terminal=None
-    )
-
-
-@functools.cache
-def trained(name: str) -> Any:
-    """The states after training, [5, ...]."""
-
-    def run(which: Array, key: Key) -> Any:
-        algorithm = MODULES[name].make(one_of_all(which), config_of(name))
-        keys = jax.random.split(key, NUM_STEPS)
-        step = lambda state, key: (algorithm.step(key, state)[0], None)
-        return jax.lax.scan(step, algorithm.init(key), keys)[0]
-
-    keys = jax.random.split(jax.random.key(0), len(PROBES))
-    return jax.jit(jax.vmap(run))(jnp.arange(len(PROBES)), keys)
-
-
-def state_of(name: str, probe: str) -> Any:
-    return jax.tree.map(lambda x: x[PROBES.index(probe)], trained(name))
+def what(name: str) -> tuple[Any, Any, int]:
+    return MODULES[name], config_of(name), NUM_STEPS
 
 
 @LEARNERS
@@ -85,11 +64,13 @@ def state_of(name: str, probe: str) -> Any:
         ("probe3", {0.0: DISCOUNT, 1.0: 1.0}),
     ],
 )
-def test_the_critics_know_the_value(name: str, probe: str, values: dict):
+def test_the_critics_know_the_value(
+    state_of: Callable, name: str, probe: str, values: dict
+):
     """Whatever the action is."""
     make = {"sac": sac_learner.make, "td3": td3_learner.make}[name]
     parts = make(envs.make(probe), config_of(name).learn)
-    state = state_of(name, probe).learner
+    state = state_of(probe, *what(name)).learner
     for obs, value in values.items():
         for action in (-0.5, 0.5):
             found = parts.values(state, jnp.array([obs]), jnp.array([action]))
@@ -98,13 +79,48 @@ def test_the_critics_know_the_value(name: str, probe: str, values: dict):
 
 @LEARNERS
 @pytest.mark.parametrize("probe", ["probe4", "probe5"])
-def test_the_policy_goes_where_the_reward_is_best(name: str, probe: str):
+def test_the_policy_goes_where_the_reward_is_best(
+    state_of: Callable, name: str, probe: str
+):
     """At action 1/2, or at half the obs; a return of 0.99 is 0.1 off.  Actions of 0
     get 0.75."""
-    env, state = envs.make(probe), state_of(name, probe)
+    env, state = envs.make(probe), state_of(probe, *what(name))
     policy = MODULES[name].make(env, config_of(name)).policy(state)
     evaluate = jax.jit(lambda key: rollout.evaluate(key, env, policy, 8)[0])
     assert evaluate(jax.random.key(1))["eval/return_min"] > 0.99
+
+
+@pytest.mark.parametrize(
+    ("probe", "values", "actions"),
+    [
+        ("probe1", {0.0: 1.0}, {}),
+        ("probe2", {-1.0: -1.0, 1.0: 1.0}, {}),
+        ("probe3", {0.0: DISCOUNT, 1.0: 1.0}, {}),
+        ("probe4", {0.0: 1.0}, {0.0: 0.5}),
+        ("probe5", {-1.0: 1.0, 1.0: 1.0}, {-1.0: -0.5, 1.0: 0.5}),
+    ],
+)
+def test_naf_knows_values_and_best_actions(
+    state_of: Callable, probe: str, values: dict, actions: dict
+):
+    config = naf.Config(
+        off_policy.Config(capacity=1000, warmup=100, interval=800, batch_size=64),
+        naf_learner.Config(
+            hidden_sizes=(16,),
+            discount=DISCOUNT,
+            learning_rate=5e-3,
+            target_rate=0.05,
+            value_scale=1.0,
+        ),
+    )
+    learner = naf_learner.make(envs.make(probe), config.learn)
+    state = state_of(probe, naf, config, 2).learner
+    value = partial(value_learning.state_value, learner, state, jax.random.key(0))
+    for obs, expected in values.items():
+        np.testing.assert_allclose(value(jnp.array([obs])), expected, atol=0.1)
+    for obs, expected in actions.items():
+        action, _ = learner.policy(state).act(jax.random.key(0), jnp.array([obs]), ())
+        np.testing.assert_allclose(action, expected, atol=0.1)
 
 
 HALL = grid.make("hall", grid.parse("S..\n.#.\n..G"), episode_length=12)

@@ -1,6 +1,5 @@
-"""NAF: its maximum against a search, its targets by hand, bandits and probes."""
+"""NAF: its maximum against a search, its targets by hand, bandits."""
 
-import functools
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -10,8 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mbrl_jax import envs, off_policy, value_learning
-from mbrl_jax.algorithms import naf as algorithm
+from mbrl_jax import value_learning
 from mbrl_jax.envs import point_mass
 from mbrl_jax.learners import naf
 from mbrl_jax.types import Array, Env, Key, Transition
@@ -190,66 +188,3 @@ def test_exploration_is_noise_around_the_best_action_within_the_limit():
 def test_what_cannot_be_is_an_early_error(change: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
         naf.make(env_of(1), naf.Config(**change))
-
-
-# --- The probes, all five in one program.
-
-PROBES = tuple(f"probe{i}" for i in range(1, 6))
-DISCOUNT = 0.8
-CONFIG = algorithm.Config(
-    off_policy.Config(capacity=1000, warmup=100, interval=800, batch_size=64),
-    naf.Config(
-        hidden_sizes=(16,),
-        discount=DISCOUNT,
-        learning_rate=5e-3,
-        target_rate=0.05,
-        value_scale=1.0,
-    ),
-)
-
-
-def one_of_all(which: Array) -> Env:
-    """The probe of an index that may be traced."""
-    probes = [envs.make(name) for name in PROBES]
-
-    def switch(kind: str) -> Callable[..., Any]:
-        branches = [getattr(probe, kind) for probe in probes]
-        return lambda *args: jax.lax.switch(which, branches, *args)
-
-    return probes[2]._replace(
-        reset=switch("reset"), step=switch("step"), reward=None, terminal=None
-    )
-
-
-@functools.cache
-def trained() -> naf.State:
-    """The learner's states after training, [5, ...]."""
-
-    def run(which: Array, key: Key) -> naf.State:
-        made = algorithm.make(one_of_all(which), CONFIG)
-        step = lambda state, key: (made.step(key, state)[0], None)
-        return jax.lax.scan(step, made.init(key), jax.random.split(key, 2))[0].learner
-
-    keys = jax.random.split(jax.random.key(0), len(PROBES))
-    return jax.jit(jax.vmap(run))(jnp.arange(len(PROBES)), keys)
-
-
-@pytest.mark.parametrize(
-    ("probe", "values", "actions"),
-    [
-        ("probe1", {0.0: 1.0}, {}),
-        ("probe2", {-1.0: -1.0, 1.0: 1.0}, {}),
-        ("probe3", {0.0: DISCOUNT, 1.0: 1.0}, {}),
-        ("probe4", {0.0: 1.0}, {0.0: 0.5}),
-        ("probe5", {-1.0: 1.0, 1.0: 1.0}, {-1.0: -0.5, 1.0: 0.5}),
-    ],
-)
-def test_the_probes_are_learned(probe: str, values: dict, actions: dict):
-    learner = naf.make(envs.make(probe), CONFIG.learn)
-    state = jax.tree.map(lambda x: x[PROBES.index(probe)], trained())
-    value = partial(value_learning.state_value, learner, state, jax.random.key(0))
-    for obs, expected in values.items():
-        np.testing.assert_allclose(value(jnp.array([obs])), expected, atol=0.1)
-    for obs, expected in actions.items():
-        action, _ = learner.policy(state).act(jax.random.key(0), jnp.array([obs]), ())
-        np.testing.assert_allclose(action, expected, atol=0.1)
