@@ -8,7 +8,7 @@ import dataclasses
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -355,9 +355,12 @@ def go(init: Callable, step: Callable, key: Key) -> tuple[list[PyTree], list[Met
     return states, metrics
 
 
-@pytest.fixture(params=NAMES)
-def run(request: pytest.FixtureRequest) -> Run:
-    return run_of(request.param)
+@pytest.fixture(scope="module", params=NAMES)  # one algorithm after the other
+def run(request: pytest.FixtureRequest) -> Iterator[Run]:
+    yield run_of(request.param)
+    run_of.cache_clear()
+    batch_of.cache_clear()
+    jax.clear_caches()
 
 
 def assert_same(a: PyTree, b: PyTree) -> None:

@@ -200,6 +200,7 @@ def test_the_mean_return_is_that_of_the_rewards_alone():
         np.testing.assert_allclose(one.mean_return, truth, rtol=0.02)
 
 
+@pytest.mark.slow
 def test_windows_take_the_state_they_begin_in_as_given():
     problem = Problem(linear(), STOCHASTIC, 12, DISCOUNT, value)
     short = run("pathwise", problem, 10_000, window=4)

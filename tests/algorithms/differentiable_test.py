@@ -109,6 +109,7 @@ def test_the_pendulum_swings_up(name: str):
     assert evaluate(key)["eval/return_mean"] > -300
 
 
+@pytest.mark.slow
 def test_the_critic_of_shac_learns_the_value():
     """Of a reward of about 1 in each of three steps, then the end; discount 0.5."""
     env = lasting(3)

@@ -189,6 +189,7 @@ def plain_lengths(seed: int, num_planning: int, num_episodes: int) -> list[int]:
     return lengths
 
 
+@pytest.mark.slow
 def test_episodes_are_as_long_as_those_of_a_loop_of_its_own():
     """Means over runs, of the first episodes: within four standard errors."""
     config, num_episodes = dyna_q.Config(interval=1, num_planning=5), 6
@@ -359,6 +360,7 @@ def test_the_bonus_is_kappa_times_the_root_of_the_time_since():
     np.testing.assert_allclose(last.q_values, expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_dyna_q_plus_finds_the_way_that_opens():
     """Rounds in the last 2,000 steps of the shortcut maze: at most 125 the long way,
     200 the short one."""

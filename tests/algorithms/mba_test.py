@@ -1,7 +1,7 @@
 """MBA: without imagination it is NAF, and what it imagines is what it should be."""
 
 import dataclasses
-from functools import partial
+from functools import cache, partial
 from operator import itemgetter
 from typing import Any
 
@@ -35,6 +35,7 @@ LIMIT = 8  # steps of an episode
 ENV = simulator.time_limit(linear_quadratic.make(action_limit=1.0), LIMIT)
 
 
+@cache
 def run(module: Any, config: Any, num_steps: int = 3, env: Env = ENV) -> tuple:
     """All states, [num_steps, ...], and metrics."""
     algorithm = module.make(env, config)
@@ -75,6 +76,7 @@ def test_without_imagination_it_is_naf(change: dict[str, Any]):
     assert_same({name: metrics[name] for name in plain_metrics}, plain_metrics)
 
 
+@pytest.mark.slow
 @MODELS
 def test_with_imagination_it_is_not(model: str):
     plain, _ = run(naf, naf.Config(COLLECT, LEARN))
@@ -104,6 +106,7 @@ def test_linear_models_imagine_what_would_be():
     assert not data.truncated.any()
 
 
+@pytest.mark.slow
 @MODELS
 def test_rollouts_start_in_the_latest_episodes(model: str):
     config = dataclasses.replace(
@@ -117,6 +120,7 @@ def test_rollouts_start_in_the_latest_episodes(model: str):
     assert len(found) > LIMIT // 2
 
 
+@pytest.mark.slow
 @MODELS
 def test_rollouts_go_on_from_where_they_are_to_the_end_of_the_clock(model: str):
     config = dataclasses.replace(
@@ -142,6 +146,7 @@ def test_rollouts_end_where_the_environment_does():
     assert data.terminal.all()
 
 
+@pytest.mark.slow
 @MODELS
 def test_imagination_ends(model: str):
     config = dataclasses.replace(CONFIG, model=model, imagine_until=100)
@@ -151,7 +156,7 @@ def test_imagination_ends(model: str):
     assert 0 == sizes[0] < sizes[1] < sizes[2] == sizes[3] == sizes[4]
     kept = state.world.model, state.world.imagined
     assert_same(*(jax.tree.map(itemgetter(i), kept) for i in (2, 4)))
-    _, metrics = run(mba, dataclasses.replace(config, imagine_until=0), 5)
+    _, metrics = run(mba, dataclasses.replace(CONFIG, model=model))
     assert (metrics["imagined/real_share"][1:] == 0.5).all()
 
 
@@ -214,6 +219,7 @@ def test_linear_models_need_rewards_and_terminations(unknown: str):
         jax.eval_shape(partial(algorithm.step, jax.random.key(0)), state)
 
 
+@pytest.mark.slow
 def test_several_environments_are_told_apart():
     """Linear models of episodes put together wrongly would be wrong."""
     collect = dataclasses.replace(COLLECT, num_envs=3, interval=20)

@@ -46,6 +46,7 @@ def test_every_learner_fits_in(learner: str):
     assert jax.tree.map(np.shape, after) == jax.tree.map(np.shape, before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("learner", ["trpo", "ppo"])
 def test_learners_learn_in_the_model(learner: str):
     """The best action is obs / 2, worth 1; actions of 0 are worth 0.75."""
@@ -60,6 +61,7 @@ def test_learners_learn_in_the_model(learner: str):
     assert evaluated["eval/return_min"] > 0.97
 
 
+@pytest.mark.slow
 def test_a_round_that_made_nothing_better_is_undone():
     """Where every action is as good, the first one is, and ends it."""
     state, (metrics,) = train("probe1", CONFIG, 1)

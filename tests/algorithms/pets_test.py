@@ -100,6 +100,7 @@ def cliff() -> Env:
     )._replace(reward=None, terminal=None)
 
 
+@pytest.mark.slow
 def test_episodes_of_any_length_are_booked():
     """Random ones, then planned ones; what the environment does not tell is learned."""
     env, num = cliff(), 3
@@ -137,6 +138,7 @@ def test_episodes_of_any_length_are_booked():
 # --- Learning.
 
 
+@pytest.mark.slow
 def test_the_best_action_is_found_by_a_learned_reward():
     """Probe 5: the best action is half the obs, worth 1; random ones are worth 0.4.
 

@@ -154,6 +154,7 @@ def test_dqn_finds_a_shortest_way():
     assert steps_to_the_goal(algorithm, state) == 4
 
 
+@pytest.mark.slow
 def test_dyna_plans_a_shortest_way_with_a_network_for_discrete_actions():
     """From two hundred real steps; its model sees actions one-hot."""
     config = dyna.Config(

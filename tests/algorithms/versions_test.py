@@ -149,6 +149,7 @@ def test_it_needs_to_be_shown_the_simulator():
 # --- Imitation.
 
 
+@pytest.mark.slow
 def test_a_network_learns_what_the_planner_does():
     """The best action is obs / 2, worth 1; random ones are worth 0.4."""
     env, before = probes.probe5(), 2 + 3
@@ -185,6 +186,7 @@ def test_a_network_learns_what_the_planner_does():
         np.testing.assert_allclose(acts[0], obs / 2, atol=0.15)
 
 
+@pytest.mark.slow
 def test_the_model_stays_as_it_is_once_it_is_imitated():
     config = nagabandi.Config(
         capacity=90, num_model_episodes=0, num_updates=1, plan=PLAN, model=TINY

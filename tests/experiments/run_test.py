@@ -175,6 +175,7 @@ def test_bad_input_is_one_line(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_bad_input_is_one_line_in_a_real_process(whole: Path) -> None:
     for argument, code in (
         ("--plan.horizn=3", 2),

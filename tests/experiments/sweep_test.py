@@ -86,6 +86,7 @@ def swept(tiny: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_every_combination_is_run_once_and_floats_share_a_program(swept: Path) -> None:
     found = programs.prepared(swept / "programs")
     horizons = [record["config"]["plan.horizon"] for record in found.values()]
@@ -110,6 +111,7 @@ def test_every_combination_is_run_once_and_floats_share_a_program(swept: Path) -
     assert "<table" in (swept / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_run_of_a_sweep_is_that_run_alone(
     swept: Path, tiny: str, tmp_path: Path
 ) -> None:
@@ -310,6 +312,7 @@ def test_random_search_and_population_based_training_run(
     assert any(step["population/num_exploited"] for step in metrics)
 
 
+@pytest.mark.slow
 def test_a_program_that_fails_says_so_and_the_others_go_on(
     swept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
