@@ -33,6 +33,7 @@ hypothesis.settings.load_profile("repeatable")
 
 @pytest.fixture(scope="module", autouse=True)
 def _no_compiled_programs_are_left():
-    """A process of some thousand tests would keep them all, gigabytes, and crash."""
+    """Gigabytes of them, after some thousand tests, and hundreds of memory maps for
+    each, of which Linux allows a process 65,530: then compiling crashes."""
     yield
     jax.clear_caches()
