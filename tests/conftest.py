@@ -17,10 +17,10 @@ CACHE = Path(__file__).parents[1] / ".cache" / f"jaxlib-{jaxlib.__version__}"
 # By the environment, so that subprocesses have it too; before the first import of jax.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
-QUICK = "--xla_backend_optimization_level=1 --xla_llvm_disable_expensive_passes=true"
-if jaxlib.version.__version_info__ < (0, 11):  # an unknown flag ends the process
-    QUICK += " --xla_cpu_use_fusion_emitters=false"
-os.environ.setdefault("XLA_FLAGS", QUICK)
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=1 --xla_llvm_disable_expensive_passes=true",
+)
 
 import jax  # noqa: E402
 
