@@ -11,7 +11,7 @@ import optax
 from benchmarks import planning, timing
 from benchmarks.setting import Setting, env, gradient_flop, make_model, transitions
 from benchmarks.timing import Call, Row
-from mbrl_jax.models.propagation import PROPAGATIONS, Step
+from mbrl_jax.models.propagation import PROPAGATIONS, Propagate
 from mbrl_jax.networks import GaussianMLP, silu
 from mbrl_jax.ops import finite
 from mbrl_jax.types import Array, Key, Model, Params, PyTree
@@ -136,7 +136,7 @@ def own_key(key: Key, actions: Array) -> Key:
     return jax.random.fold_in(key, actions.ravel()[0].view(jnp.uint32))
 
 
-def keep_one(model: Model, state: PyTree) -> Step:
+def keep_one(model: Model, state: PyTree) -> Propagate:
     """TS-infinity by way of the predictions of all members for each particle."""
     members = model.members(state)
 

@@ -21,7 +21,7 @@ import jax
 from absl import app, flags, logging
 
 from benchmarks import timing
-from experiments import run_folder
+from experiments.runs import run_folder
 from mbrl_jax import envs
 from mbrl_jax.algorithms import apg
 from mbrl_jax.types import Env, PyTree

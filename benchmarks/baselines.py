@@ -21,14 +21,14 @@ import scipy.stats
 from absl import app
 from jax.flatten_util import ravel_pytree
 
-from experiments import jax_settings, plot, run_folder
-from mbrl_jax import actor_critic, envs, on_policy
-from mbrl_jax.actor_critic import ActorCritic, Agent
+from experiments.reports import plots
+from experiments.runs import jax_settings, run_folder
+from mbrl_jax import envs, gathering
 from mbrl_jax.envs import grid
-from mbrl_jax.experience import Window
-from mbrl_jax.learners import reinforce
 from mbrl_jax.ops import normalize
-from mbrl_jax.types import Array, Env, EnvState, Key, Params
+from mbrl_jax.policy_gradient import actor_critic, on_policy, reinforce
+from mbrl_jax.policy_gradient.actor_critic import ActorCritic, Agent
+from mbrl_jax.types import Array, Env, EnvState, Key, Params, Window
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "baselines.json"
@@ -129,7 +129,7 @@ def ending(env: Env) -> Env:
 
 
 def trained(env: Env, net: ActorCritic, num_updates: int) -> Agent:
-    gatherer = on_policy.of_episodes(env, NUM_TRAINED)
+    gatherer = gathering.episode_gatherer(env, NUM_TRAINED)
     algorithm = on_policy.make(reinforce.make(net, LEARN), gatherer, num_updates)
 
     @jax.jit
@@ -144,7 +144,7 @@ def gathered(
     env: Env, net: ActorCritic, agent: Agent, number: int
 ) -> tuple[Window, float]:
     """Episodes of the policy, and their mean return."""
-    gatherer = on_policy.of_episodes(env, number)
+    gatherer = gathering.episode_gatherer(env, number)
     policy = actor_critic.policy(net, agent, explore=True)
     found = jax.jit(lambda key: gatherer.gather(key, policy, ()))(jax.random.key(1))
     return found.windows, float(found.returns[found.ended].mean())
@@ -172,7 +172,7 @@ def exact_gradient(net: ActorCritic, agent: Agent) -> Array:
     world = grid.parse(grid.GRIDWORLD, slip=0.2, step_reward=-0.04)
     tables, stats = grid.tables(world), normalize.so_far(agent.obs)
     num_states = len(tables.reward)
-    look: Callable[[Array], Array] = partial(actor_critic.look, stats)
+    look: Callable[[Array], Array] = partial(actor_critic.normalise_obs, stats)
     seen = jax.vmap(look)(jnp.eye(num_states))
     start = jnp.zeros(num_states).at[world.starts].set(1 / len(world.starts))
 
@@ -197,11 +197,11 @@ def exact_gradient(net: ActorCritic, agent: Agent) -> Array:
 
 
 def picture(found: dict[str, Any]) -> None:
-    figure, axes = plot.new_figure(len(found), width=3.3 * len(found))
+    figure, axes = plots.new_figure(len(found), width=3.3 * len(found))
     for axis, (title, result) in zip(axes, found.items(), strict=True):
         sizes, none = result["batch sizes"], np.array(result["variance"]["none"])
         labels = [*map(str, sizes[:-1]), f"{sizes[-1]}, all"]
-        for name, colour in zip(BASELINES, plot.COLOURS, strict=False):
+        for name, colour in zip(BASELINES, plots.COLOURS, strict=False):
             share = np.array(result["variance"][name]) / none
             axis.plot(sizes, share, color=colour, marker="o", markersize=4, label=name)
         axis.set_title(title, loc="left", fontsize=11)
@@ -213,7 +213,7 @@ def picture(found: dict[str, Any]) -> None:
         axis.set_xlabel("episodes of a batch")
     axes[0].set_ylabel("variance, of that without a baseline")
     axes[0].legend(frameon=False, fontsize=8, title="baseline")
-    plot.save(figure, PICTURE)
+    plots.save(figure, PICTURE)
 
 
 if __name__ == "__main__":

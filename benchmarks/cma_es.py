@@ -21,7 +21,7 @@ import numpy as np
 from absl import app
 
 from benchmarks import timing
-from experiments import jax_settings, run_folder
+from experiments.runs import jax_settings, run_folder
 from mbrl_jax.planners import cma_es
 from mbrl_jax.types import Array, Key
 

@@ -19,18 +19,17 @@ import numpy as np
 from absl import app
 
 from benchmarks import timing
-from experiments import jax_settings, plot, run_folder
+from experiments.reports import plots
+from experiments.runs import jax_settings, run_folder
+from mbrl_jax.envs.simulator import rk4
 from mbrl_jax.planners import augmented_lagrangian, collocation_mesh, ilqr
-from mbrl_jax.planners.collocation import (
+from mbrl_jax.planners.collocation import Solution, Status, collocate
+from mbrl_jax.planners.transcription import (
     METHODS,
-    Problem,
-    Solution,
-    Status,
+    CollocationProblem,
     Trajectory,
-    collocate,
     straight_line,
 )
-from mbrl_jax.simulator import rk4
 from mbrl_jax.types import Array
 
 ROOT = Path(__file__).parents[1]
@@ -99,9 +98,9 @@ def effort(x: Array, u: Array, t: Array) -> Array:
     return (u**2).sum()
 
 
-def swing_up() -> Problem:
+def swing_up() -> CollocationProblem:
     room = jnp.array([ROOM, jnp.inf, jnp.inf, jnp.inf])
-    return Problem(
+    return CollocationProblem(
         cartpole,
         effort,
         final_constraint=lambda x: x - jnp.array(GOAL),
@@ -138,7 +137,9 @@ def linear_errors(method: str) -> dict[str, list[float]]:
     root = np.sqrt(2.0)
     part = lambda ahead: np.sinh(root * ahead) + root * np.cosh(root * ahead)
     x, cost = part(0.5) / part(1.0), 1 / (1 + root / np.tanh(root))
-    problem = Problem(lambda x, u, t: u - x, lambda x, u, t: (x**2 + u**2).sum())
+    problem = CollocationProblem(
+        lambda x, u, t: u - x, lambda x, u, t: (x**2 + u**2).sum()
+    )
     start, errors = jnp.ones(1), []
     for size in LINEAR_SIZES:
         line = straight_line(start, start, jnp.asarray(1.0), size, 1)
@@ -221,23 +222,23 @@ def speed(method: str) -> dict[str, Any]:
 
 
 def draw(found: dict[str, Any], best: Trajectory, path: Path) -> None:
-    figure, (error_axis, swing_axis, speed_axis) = plot.new_figure(3, width=13)
+    figure, (error_axis, swing_axis, speed_axis) = plots.new_figure(3, width=13)
     draw_errors(error_axis, found)
     draw_swing(swing_axis, best)
     for i, (method, row) in enumerate(found["speed"].items()):
-        how = {"color": plot.COLOURS[i], "marker": "o", "label": label(method)}
+        how = {"color": plots.COLOURS[i], "marker": "o", "label": label(method)}
         speed_axis.loglog(row["intervals"], np.multiply(row["seconds"], 1e3), **how)
     speed_axis.set(xlabel="intervals", ylabel=f"{timing.seconds_unit()} / 1000")
     speed_axis.set_xticks(SPEED_SIZES, map(str, SPEED_SIZES))
     speed_axis.minorticks_off()
     speed_axis.set_title("an iteration", loc="left")
     speed_axis.legend(frameon=False)
-    plot.save(figure, path)
+    plots.save(figure, path)
 
 
 def draw_errors(axis: Any, found: dict[str, Any]) -> None:
     for i, (method, order) in enumerate(zip(METHODS, (2, 4), strict=True)):
-        how = {"color": plot.COLOURS[i]}
+        how = {"color": plots.COLOURS[i]}
         for name, line in (("linear", "-"), ("swing_up", "--")):
             row = found[name][method]
             title = f"{label(method)}, {name.replace('_', '-')}"
@@ -246,7 +247,7 @@ def draw_errors(axis: Any, found: dict[str, Any]) -> None:
             )
         sizes, first = np.array(LINEAR_SIZES), found["linear"][method]["error"][0]
         slope = 3 * first * (sizes / sizes[0]) ** -float(order)
-        axis.loglog(sizes, slope, ":", color=plot.INK, lw=1)
+        axis.loglog(sizes, slope, ":", color=plots.INK, lw=1)
         axis.annotate(f"order {order}", (sizes[-1], slope[-1]), fontsize=8)
     axis.set(xlabel="intervals", ylabel="error (x half-way; cost)")
     axis.set_title("convergence", loc="left")
@@ -260,8 +261,8 @@ def draw_swing(axis: Any, best: Trajectory) -> None:
     lines = ((u[:, 0] / 10, best.u[:, 0] / 10, "force, 10 N"),)
     lines += ((x[:, 0], best.x[:, 0], "cart, m"), (x[:, 1], best.x[:, 1], "pole, rad"))
     for i, (line, nodes, name) in enumerate(lines):
-        axis.plot(t, line, color=plot.COLOURS[i], label=name)
-        axis.plot(best.t, nodes, "o", ms=3, color=plot.COLOURS[i])
+        axis.plot(t, line, color=plots.COLOURS[i], label=name)
+        axis.plot(best.t, nodes, "o", ms=3, color=plots.COLOURS[i])
     axis.set(xlabel="s")
     axis.set_title(f"swing-up, refined to {len(best.t) - 1} intervals", loc="left")
     axis.legend(frameon=False)

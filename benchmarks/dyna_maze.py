@@ -21,7 +21,8 @@ import numpy as np
 from absl import app
 
 from benchmarks import timing
-from experiments import jax_settings, plot, run_folder, statistics
+from experiments.reports import plots, statistics
+from experiments.runs import jax_settings, run_folder
 from mbrl_jax import envs
 from mbrl_jax.algorithms import dyna_q
 from mbrl_jax.envs import grid
@@ -332,9 +333,9 @@ def chosen_summary(name: str, chosen: dict[str, Any]) -> dict[str, Any]:
 
 
 def picture(found: dict[str, Any]) -> None:
-    figure, axes = plot.new_figure(4, width=15)
+    figure, axes = plots.new_figure(4, width=15)
     for (number, lengths), colour in zip(
-        found["maze"].items(), plot.COLOURS, strict=False
+        found["maze"].items(), plots.COLOURS, strict=False
     ):
         axes[0].plot(
             np.arange(1, EPISODES + 1),
@@ -343,29 +344,29 @@ def picture(found: dict[str, Any]) -> None:
             label=f"{number} planned updates",
         )
         axes[0].plot(SHOWN, REFERENCE[number], ".", color=colour)
-    axes[0].axhline(14, color=plot.INK, lw=0.8, linestyle="--")
+    axes[0].axhline(14, color=plots.INK, lw=0.8, linestyle="--")
     axes[0].set(xlabel="episode", ylabel="steps", yscale="log")
     axes[0].set_title("maze; dots: the reference", loc="left", fontsize=11)
     for axis, (name, own) in zip(axes[1:3], found["changing"].items(), strict=True):
         draw_rewards(axis, own)
-        axis.axvline(CHANGING[name], color=plot.INK, lw=0.8, linestyle="--")
+        axis.axvline(CHANGING[name], color=plots.INK, lw=0.8, linestyle="--")
         axis.set_title(name.replace("_", " "), loc="left", fontsize=11)
         axis.set(xlabel="steps", ylabel="rewards so far")
     draw_sizes(axes[3], found["sizes"])
     for axis in axes:
         axis.legend(frameon=False, fontsize=8)
-    plot.save(figure, PICTURE)
+    plots.save(figure, PICTURE)
 
 
 def draw_rewards(axis: Any, own: dict[str, Any]) -> None:
-    for (method, chosen), colour in zip(own.items(), plot.COLOURS, strict=False):
+    for (method, chosen), colour in zip(own.items(), plots.COLOURS, strict=False):
         columns = chosen["rewards"].T
         draw(axis, EVERY * np.arange(1, len(columns) + 1), columns, method, colour)
 
 
 def draw_sizes(axis: Any, rows: list[dict[str, Any]]) -> None:
     states = [row["states"] for row in rows]
-    for method, colour in zip(SIZED, plot.COLOURS[::2], strict=False):
+    for method, colour in zip(SIZED, plots.COLOURS[::2], strict=False):
         draw(axis, states, [row[method] for row in rows], method, colour)
     axis.set(xlabel="cells", ylabel="updates of Q", xscale="log", yscale="log")
     axis.set_xticks(states, map(str, states))

@@ -14,8 +14,9 @@ from typing import Any
 import jax
 
 from benchmarks import timing
-from mbrl_jax import envs, train
+from mbrl_jax import envs
 from mbrl_jax.algorithms import pets
+from mbrl_jax.training import train
 
 
 def main(argv: Sequence[str]) -> None:

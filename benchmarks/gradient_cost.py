@@ -21,9 +21,11 @@ import jax
 from absl import app, flags, logging
 
 from benchmarks import timing
-from experiments import gradient_problems, plot, run_folder
-from mbrl_jax import closed_loop, envs, gradients
-from mbrl_jax.closed_loop import Problem
+from experiments.reports import plots
+from experiments.runs import gradient_problems, run_folder
+from mbrl_jax import envs
+from mbrl_jax.gradients import closed_loop, estimators, pathwise
+from mbrl_jax.gradients.closed_loop import ExpectedReturn
 from mbrl_jax.types import Gaussian, Key, Params, PyTree
 
 RESULTS = Path(__file__).parent / "results" / "gradient_cost.json"
@@ -63,7 +65,7 @@ def main(argv: Sequence[str]) -> None:
     draw(results[MEMORY], PICTURE)
 
 
-def make_problem(name: str, horizon: int) -> tuple[Problem, Params]:
+def make_problem(name: str, horizon: int) -> tuple[ExpectedReturn, Params]:
     """A noisy network in the simulator."""
     env = envs.make(name)
     policy = gradient_problems.network(env, HIDDEN_SIZES, gain=1.0, seed=0)
@@ -72,7 +74,7 @@ def make_problem(name: str, horizon: int) -> tuple[Problem, Params]:
         lambda params, obs: Gaussian(policy.apply(params, obs), std)
     )
     actor = actor._replace(log_prob=None)  # which training does not ask for
-    return Problem(closed_loop.from_env(env), actor, horizon), policy.params
+    return ExpectedReturn(closed_loop.from_env(env), actor, horizon), policy.params
 
 
 def programs(name: str, num_samples: int, horizon: int) -> dict[str, Callable[[], Any]]:
@@ -88,7 +90,7 @@ def programs(name: str, num_samples: int, horizon: int) -> dict[str, Callable[[]
 
     @jax.jit
     def gradient(key: Key, params: Params, starts: PyTree) -> Any:
-        return gradients.pathwise_mean(key, params, problem, starts)
+        return pathwise.pathwise_mean(key, params, problem, starts)
 
     return {
         "rollout": lambda: rollouts(key, params, starts),
@@ -142,15 +144,15 @@ def memory(horizons: Sequence[int]) -> dict[str, Any]:
 def temporary_bytes(horizon: int, segment: int) -> int:
     problem, params = make_problem(MEMORY_ENV, horizon)
     problem = problem._replace(segment=segment)
-    find = lambda key, params: gradients.pathwise(key, params, problem, NUM_SAMPLES)
+    find = lambda key, params: estimators.pathwise(key, params, problem, NUM_SAMPLES)
     compiled = jax.jit(find).lower(jax.random.key(0), params).compile()
     return compiled.memory_analysis().temp_size_in_bytes
 
 
 def draw(found: run_folder.Record, path: Path) -> None:
-    figure, (axis,) = plot.new_figure(1, width=6.4)
+    figure, (axis,) = plots.new_figure(1, width=6.4)
     for i, (name, size) in enumerate(found["bytes"].items()):
-        label, how = name.replace("_", " "), {"marker": "o", "color": plot.COLOURS[i]}
+        label, how = name.replace("_", " "), {"marker": "o", "color": plots.COLOURS[i]}
         axis.plot(found["horizons"], [x / 1e6 for x in size], label=label, **how)
     axis.set_xscale("log", base=2)
     axis.set_yscale("log")

@@ -14,7 +14,9 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from experiments import gradient_figures, gradients, plot, run_folder
+from experiments import gradients
+from experiments.reports import gradient_figures, plots
+from experiments.runs import run_folder
 
 RESULTS = Path(__file__).parent / "results" / "gradients.json"
 COSTS = RESULTS.with_name("gradient_cost.json")
@@ -68,7 +70,7 @@ PAGE = """# Gradients through dynamics
 Made by `python -m benchmarks.gradients` from
 [benchmarks/results/gradients.json](../benchmarks/results/gradients.json), which has
 every horizon and precision; of your own: `python -m experiments.gradients --help`.
-What the estimators are: [mbrl_jax/gradients.py](../mbrl_jax/gradients.py).
+What the estimators are: [estimators.py](../mbrl_jax/gradients/estimators.py).
 
 ![variance against horizon](gradients_variance.png)
 
@@ -155,13 +157,13 @@ def write_docs(results: Mapping[str, Any], folder: Path) -> None:
     pair = [good["doubling_map"], good["chaos"]]
     titles = ["doubling map", "double pendulum"]
     figure = gradient_figures.variances(pair, titles, ESTIMATORS)
-    plot.save(figure, folder / "gradients_variance.png")
+    plots.save(figure, folder / "gradients_variance.png")
     one_step = [name for name in good if name.startswith("probe")]
     rest = {x: good[x] for x in good if x not in ("doubling_map", "chaos", *one_step)}
     every = ("pathwise", "windowed", *ESTIMATORS[1:])
     titles = [name.removesuffix("/generalized") for name in rest]
     figure = gradient_figures.variances([*rest.values()], titles, every)
-    plot.save(figure, folder / "gradients_environments.png")
+    plots.save(figure, folder / "gradients_environments.png")
     (folder / "gradients.md").write_text(page(results))
 
 

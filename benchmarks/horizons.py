@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 from absl import app
 
-from experiments import jax_settings, plot, run_folder, statistics
-from mbrl_jax import envs, train
+from experiments.reports import plots, statistics
+from experiments.runs import jax_settings, run_folder
+from mbrl_jax import envs
 from mbrl_jax.algorithms import apg, shac
+from mbrl_jax.training import train
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "horizons.json"
@@ -74,13 +76,13 @@ def middle(curves: dict[str, Any]) -> list[float]:
 
 
 def picture(found: dict[str, Any]) -> None:
-    made, axes = plot.new_figure(2 * len(ENVS), width=14)
+    made, axes = plots.new_figure(2 * len(ENVS), width=14)
     for i, env in enumerate(ENVS):
         returns, norms = axes[2 * i : 2 * i + 2]
         curves = [name for name in found if name.startswith(f"{env}/")]
         for j, name in enumerate(curves):
             _, algorithm, horizon = name.split("/")
-            how = {"color": plot.COLOURS[j % len(plot.COLOURS)]}
+            how = {"color": plots.COLOURS[j % len(plots.COLOURS)]}
             label = f"{algorithm.upper()}, {horizon} steps"
             values = np.asarray(found[name]["return"])
             steps = np.asarray(found[name]["env_steps"]) / 1000

@@ -21,9 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, logging
 
-from experiments import jax_settings, recordings, run_folder
-from mbrl_jax import identification
+from experiments.runs import jax_settings, recordings, run_folder
 from mbrl_jax.envs import systems
+from mbrl_jax.gradients import identification
 from mbrl_jax.types import Key
 
 NUM_ITERATIONS = 25  # enough; how often they were is counted

@@ -30,7 +30,7 @@ import numpy as np
 from absl import app, flags
 
 from benchmarks import timing
-from experiments import jax_settings, run_folder
+from experiments.runs import jax_settings, run_folder
 from mbrl_jax.ops import two_link
 from mbrl_jax.planners.ilqr import Solution, ilqr
 from mbrl_jax.types import Array

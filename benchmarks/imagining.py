@@ -7,7 +7,8 @@ import jax
 from benchmarks import timing
 from benchmarks.setting import Setting, env, forward_flop, make_model, transitions
 from benchmarks.timing import Call, Row
-from mbrl_jax import imagine, policies
+from mbrl_jax import policies
+from mbrl_jax.models import imagine, outcomes
 from mbrl_jax.types import Key, Transition
 
 
@@ -45,7 +46,7 @@ def one_step(setting: Setting, num_seeds: int, num_starts: int) -> Call:
     """Random actions, the starts dealt to the elites at random (TS1), compiled."""
     task = env()
     model, state = make_model(setting)
-    read = imagine.outcome(task, learn_reward=False, learn_terminal=False)
+    read = outcomes.decoder(task, learn_reward=False, learn_terminal=False)
     starts = transitions(jax.random.key(2), num_starts).obs
     act = policies.uniform(task).act
 
@@ -53,7 +54,7 @@ def one_step(setting: Setting, num_seeds: int, num_starts: int) -> Call:
         act_key, key = jax.random.split(key)
         keys = jax.random.split(act_key, num_starts)
         action = jax.vmap(lambda key, obs: act(key, obs, ())[0])(keys, starts)
-        sample = imagine.dealt(model, model.members(state))
+        sample = imagine.sample_ts1(model, model.members(state))
         return imagine.advance(key, sample, read, starts, action)
 
     keys = jax.random.split(jax.random.key(3), num_seeds)

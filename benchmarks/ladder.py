@@ -22,9 +22,12 @@ import numpy as np
 from absl import app
 
 from benchmarks import timing
-from experiments import jax_settings, plot, run_folder, statistics
-from mbrl_jax import aggregation, envs, policies, rollout, train
+from experiments.reports import plots, statistics
+from experiments.runs import jax_settings, run_folder
+from mbrl_jax import envs, policies, rollout
 from mbrl_jax.algorithms import bptt, mbrl_v05, mbrl_v10, mbrl_v15
+from mbrl_jax.models import aggregation
+from mbrl_jax.training import train
 from mbrl_jax.types import Algorithm, Array, Env, Key, PyTree
 
 ROOT = Path(__file__).parents[1]
@@ -144,12 +147,12 @@ def _seconds_of_an_action(env: Env, algorithm: Algorithm, state: PyTree) -> floa
 
 
 def picture(found: dict[str, Any]) -> None:
-    made, axes = plot.new_figure(2 * len(ENVS), width=15)
+    made, axes = plots.new_figure(2 * len(ENVS), width=15)
     rng = np.random.default_rng(0)
     for i, name in enumerate(ENVS):
         curves, errors = axes[2 * i : 2 * i + 2]
         for j, (rung, (meaning, _)) in enumerate(RUNGS.items()):
-            case, colour = found[f"{name}/{rung}"], plot.COLOURS[j]
+            case, colour = found[f"{name}/{rung}"], plots.COLOURS[j]
             steps = np.asarray(case["env_steps"]) / 1000
             points = [
                 statistics.bootstrap(rng, statistics.iqm, [np.asarray(row)])
@@ -174,7 +177,7 @@ def picture(found: dict[str, Any]) -> None:
                     np.full(len(values), j + 0.4 * k - 0.2),
                     values,
                     ".",
-                    color=plot.INK,
+                    color=plots.INK,
                     ms=4,
                 )
         curves.set_title(f"{name}: return", loc="left", fontsize=11)
@@ -186,7 +189,7 @@ def picture(found: dict[str, Any]) -> None:
         errors.set_xlabel("version, and time of an action\n(pale: random actions)")
     handles, labels = axes[0].get_legend_handles_labels()
     made.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
-    plot.save(made, PICTURE)
+    plots.save(made, PICTURE)
 
 
 def _time(case: dict[str, Any]) -> str:

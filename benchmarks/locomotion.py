@@ -21,11 +21,13 @@ import numpy as np
 from absl import app, flags
 
 from benchmarks import timing
-from experiments import jax_settings, run_folder
-from mbrl_jax import branching, envs, off_policy, train
+from experiments.runs import jax_settings, run_folder
+from mbrl_jax import envs
 from mbrl_jax.algorithms import mbpo, sac
-from mbrl_jax.learners import sac as learner
+from mbrl_jax.training import train
 from mbrl_jax.types import Algorithm
+from mbrl_jax.value_learning import branching, off_policy
+from mbrl_jax.value_learning import sac as learner
 
 RESULTS = Path(__file__).parent / "results" / "locomotion.json"
 FIRST_SEED, NUM_EPISODES = 10, 5

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from absl import app, flags
 
-from experiments import metrics_log, run_folder
+from experiments.runs import metrics_log, run_folder
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results" / "main_job.json"

@@ -21,11 +21,11 @@ import numpy as np
 from absl import app
 
 from benchmarks import minimax, timing
-from experiments import jax_settings, run_folder
-from mbrl_jax import envs, imagine, policies, rollout, simulator
-from mbrl_jax.envs import grid, tic_tac_toe
+from experiments.runs import jax_settings, run_folder
+from mbrl_jax import envs, policies, rollout
+from mbrl_jax.envs import grid, simulator, tic_tac_toe
 from mbrl_jax.ops import tabular
-from mbrl_jax.planners import mcts, mpc
+from mbrl_jax.planners import mcts, mcts_models, mpc
 from mbrl_jax.types import Array, Env, Key, Policy, PyTree
 
 RESULTS = Path(__file__).parent / "results" / "mcts.json"
@@ -100,7 +100,7 @@ def player(
         num_rollouts=num_rollouts,
     )
     rules = (tic_tac_toe.play, tic_tac_toe.legal, tic_tac_toe.lost)
-    model = mcts.of_game(*rules, config)
+    model = mcts_models.of_game(*rules, config)
     return jax.jit(
         jax.vmap(lambda key, board: mcts.search(key, model, board, config).action)
     )
@@ -136,7 +136,7 @@ def gridworld() -> dict[str, Any]:
     tables = grid.tables(layout)
     uniform = jnp.full(tables.reward.shape, 1 / tables.reward.shape[1])
     values = tabular.policy_values(tables, uniform, config.discount)
-    rolling = mcts.of_tables(tables, 3, config)
+    rolling = mcts_models.of_tables(tables, 3, config)
     exact = rolling._replace(value=lambda key, state: values[state])
     states = jnp.flatnonzero(~tables.terminal)
     best = tabular.value_iteration(tables, config.discount).q_values[states]
@@ -164,7 +164,7 @@ def control(name: str) -> dict[str, Any]:
         horizon=setting["horizon"], num_samples=100, num_elites=10, num_iterations=3
     )
     size, limit = env.action_size, env.action_limit
-    objective = lambda key, obs: imagine.simulation(simulator.behind(shown), obs)
+    objective = lambda key, obs: rollout.simulation(simulator.behind(shown), obs)
     found = {
         "random": returns(env, policies.uniform(env)),
         "icem": returns(shown, mpc.make("icem", plan, size, limit, objective)),
@@ -177,7 +177,7 @@ def control(name: str) -> dict[str, Any]:
             num_rollouts=4,
             **options,
         )
-        found[title] = returns(shown, mcts.make(env, config))
+        found[title] = returns(shown, mcts_models.make(env, config))
         print(name, title, found[title], flush=True)
     low, high = found["random"], found["icem"]
     shares = {title: (x - low) / (high - low) for title, x in found.items()}
@@ -211,9 +211,9 @@ def speed() -> dict[str, Any]:
     return found
 
 
-def problem(batch_size: int) -> tuple[mcts.Model, Array]:
+def problem(batch_size: int) -> tuple[mcts.SearchModel, Array]:
     config = mcts.Config(discount=0.95)
-    model = mcts.of_tables(grid.tables(grid.parse(grid.MAZE)), 1, config)
+    model = mcts_models.of_tables(grid.tables(grid.parse(grid.MAZE)), 1, config)
     model = model._replace(value=lambda key, state: state / 54.0)
     return model, jnp.full(batch_size, 18)
 

@@ -18,7 +18,8 @@ import numpy as np
 from absl import app
 
 from benchmarks.policy_gradients import Case, draw, learn
-from experiments import jax_settings, plot, run_folder, statistics
+from experiments.reports import plots, statistics
+from experiments.runs import jax_settings, run_folder
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "model_augmented.json"
@@ -64,12 +65,12 @@ def compare(sac: dict[str, Any], curve: dict[str, Any]) -> dict[str, Any]:
 
 
 def picture(found: dict[str, Any]) -> None:
-    made, axes = plot.new_figure(len(ENVS), width=7 * len(ENVS))
+    made, axes = plots.new_figure(len(ENVS), width=7 * len(ENVS))
     for axis, env in zip(axes, ENVS, strict=True):
         draw(axis, {name: found[f"{env}/{name}"] for name in NAMES})
         axis.set_title(env, loc="left", fontsize=11)
     axes[0].set_ylabel("return, IQM of 5 seeds")
-    plot.save(made, PICTURE)
+    plots.save(made, PICTURE)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ import numpy as np
 from absl import app
 
 from benchmarks import visibility
-from experiments import jax_settings, plot, run_folder
+from experiments.reports import plots
+from experiments.runs import jax_settings, run_folder
 from mbrl_jax.ops import obstacles, paths
 from mbrl_jax.planners import prm, rrt
 from mbrl_jax.types import Key
@@ -125,11 +126,11 @@ def arm_motion(num_samples: int) -> tuple[paths.Path, paths.Path]:
 
 
 def draw(found: dict[str, Any], tree: rrt.Search, arm: paths.Path, path: Path) -> None:
-    figure, (point_axis, arm_axis, cost_axis) = plot.new_figure(3, width=13)
+    figure, (point_axis, arm_axis, cost_axis) = plots.new_figure(3, width=13)
     draw_point(point_axis, tree)
     draw_arm(arm_axis, arm)
     draw_costs(cost_axis, found)
-    plot.save(figure, path)
+    plots.save(figure, path)
 
 
 def draw_point(axis: Any, search: rrt.Search) -> None:
@@ -140,11 +141,11 @@ def draw_point(axis: Any, search: rrt.Search) -> None:
     tree = jax.tree.map(np.asarray, search.tree)
     nodes, parents = tree.nodes[: tree.num_nodes], tree.parents[: tree.num_nodes]
     edges = np.stack([nodes, nodes[parents]], axis=1)  # [n, 2, 2]
-    axis.plot(*edges.T, color=plot.COLOURS[0], lw=0.3, alpha=0.6)
-    axis.plot(*search.path.points.T, color=plot.COLOURS[1], lw=2, label="its path")
+    axis.plot(*edges.T, color=plots.COLOURS[0], lw=0.3, alpha=0.6)
+    axis.plot(*search.path.points.T, color=plots.COLOURS[1], lw=2, label="its path")
     _, best = visibility.shortest_path(BOXES, START, GOAL, LOW, HIGH)
-    axis.plot(*best.T, color=plot.INK, lw=1, linestyle="--", label="the shortest")
-    axis.plot(*np.array([START, GOAL]).T, "o", color=plot.INK, ms=5)
+    axis.plot(*best.T, color=plots.INK, lw=1, linestyle="--", label="the shortest")
+    axis.plot(*np.array([START, GOAL]).T, "o", color=plots.INK, ms=5)
     _frame(axis, (LOW[0], HIGH[0]), (LOW[1], HIGH[1]))
     axis.set_title(f"tree of RRT*, {TREE_SAMPLES} samples", loc="left")
     axis.legend(loc="lower left", fontsize=8)
@@ -159,7 +160,7 @@ def draw_arm(axis: Any, path: paths.Path, num_places: int = 14) -> None:
     for part in np.linspace(0, 1, num_places):
         angles = paths.at(path.points, jnp.asarray(part * path.cost))
         joints = np.asarray(obstacles.arm_joints(LENGTHS, angles))
-        how = {"color": plot.COLOURS[0], "alpha": 0.2 + 0.8 * part}
+        how = {"color": plots.COLOURS[0], "alpha": 0.2 + 0.8 * part}
         axis.plot(*joints.T, marker="o", ms=3, lw=1.5, **how)
     reach = 1.1 * sum(LENGTHS)
     _frame(axis, (-reach, reach), (-reach, reach))
@@ -173,12 +174,12 @@ def draw_costs(axis: Any, found: dict[str, Any]) -> None:
         costs = np.broadcast_to(costs, (len(sizes), costs.shape[1]))
         there = np.isfinite(costs).all(axis=1)
         x, y = sizes[there], costs[there] / best
-        mean, half = y.mean(axis=1), plot.interval(y)
-        how = {"color": plot.COLOURS[i]}
+        mean, half = y.mean(axis=1), plots.interval(y)
+        how = {"color": plots.COLOURS[i]}
         marker = "o" if name.endswith("*") else ""
         axis.plot(x, mean, marker=marker, label=name, **how)
         axis.fill_between(x, mean - half, mean + half, alpha=0.15, lw=0, **how)
-    axis.axhline(1, color=plot.INK, linestyle="--", label="visibility graph")
+    axis.axhline(1, color=plots.INK, linestyle="--", label="visibility graph")
     axis.set_xscale("log", base=2)
     axis.set_xticks(sizes, map(str, sizes))
     axis.minorticks_off()

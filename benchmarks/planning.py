@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from benchmarks import timing
 from benchmarks.setting import Setting, env, make_model, plan_flop
 from benchmarks.timing import Call, Row
-from mbrl_jax import imagine
-from mbrl_jax.models.propagation import PROPAGATIONS, Step
+from mbrl_jax.models import outcomes, particles
+from mbrl_jax.models.propagation import PROPAGATIONS, Propagate
 from mbrl_jax.planners import mpc
 from mbrl_jax.types import Array, Key, Model, Objective, PyTree
 
@@ -27,7 +27,7 @@ def measure(setting: Setting = Setting(), num_repeats: int = 5) -> list[Row]:
 
 def search(
     setting: Setting,
-    propagation: Callable[[Model, PyTree], Step],
+    propagation: Callable[[Model, PyTree], Propagate],
     noise_key: Callable[[Key, Array], Key] = lambda key, actions: key,
 ) -> Call:
     """One step of MPC with the cross-entropy method, compiled.
@@ -36,7 +36,7 @@ def search(
     """
     task = env()
     model, model_state = make_model(setting)
-    read = imagine.outcome(task, learn_reward=False, learn_terminal=False)
+    read = outcomes.decoder(task, learn_reward=False, learn_terminal=False)
     config = mpc.Config(
         horizon=setting.horizon,
         num_samples=setting.num_samples,
@@ -51,7 +51,7 @@ def search(
             def worth(actions: Array) -> Array:
                 own_key = noise_key(key, actions)
                 num_particles = setting.num_particles
-                returns = imagine.particle_returns(
+                returns = particles.particle_returns(
                     own_key, step, read, obs, actions, num_particles
                 )
                 return returns.mean()

@@ -16,16 +16,11 @@ import numpy as np
 from absl import app
 from matplotlib import ticker
 
-from experiments import (
-    command_flags,
-    jax_settings,
-    plot,
-    presets,
-    registry,
-    run_folder,
-    statistics,
-)
-from mbrl_jax import envs, simulator, train
+from experiments.reports import plots, statistics
+from experiments.runs import command_flags, jax_settings, presets, registry, run_folder
+from mbrl_jax import envs
+from mbrl_jax.envs import simulator
+from mbrl_jax.training import train
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "policy_gradients.json"
@@ -114,7 +109,7 @@ def learn(
 def draw(axis: Any, curves: dict[str, dict[str, Any]]) -> None:
     """Interquartile means with their intervals, by label."""
     rng = np.random.default_rng(0)
-    for colour, (label, curve) in zip(plot.COLOURS, curves.items(), strict=False):
+    for colour, (label, curve) in zip(plots.COLOURS, curves.items(), strict=False):
         points = [
             statistics.bootstrap(rng, statistics.iqm, [np.asarray(row)])
             for row in curve["return"]
@@ -130,13 +125,13 @@ def draw(axis: Any, curves: dict[str, dict[str, Any]]) -> None:
 
 
 def picture(found: dict[str, Any]) -> None:
-    made, axes = plot.new_figure(len(CASES), width=18)
+    made, axes = plots.new_figure(len(CASES), width=18)
     for axis, (env, cases) in zip(axes, CASES.items(), strict=True):
         draw(axis, {case.label: found[f"{env}/{case.label}"] for case in cases})
         axis.set_title(env, loc="left", fontsize=11)
         axis.set_xlim(right=1.1e6)
     axes[0].set_ylabel("return, IQM of 5 seeds")
-    plot.save(made, PICTURE)
+    plots.save(made, PICTURE)
 
 
 if __name__ == "__main__":

@@ -31,10 +31,11 @@ import jax
 from absl import app, flags, logging
 
 from benchmarks import timing
-from experiments import run_folder
-from mbrl_jax import envs, train
+from experiments.runs import run_folder
+from mbrl_jax import envs
 from mbrl_jax.algorithms import ppo
-from mbrl_jax.learners import ppo as learner
+from mbrl_jax.policy_gradient import ppo as learner
+from mbrl_jax.training import train
 from mbrl_jax.types import Key, PyTree
 
 FOLDER = Path(__file__).parent

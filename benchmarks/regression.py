@@ -1,7 +1,10 @@
-"""Do the methods still learn as they did?  Three of them, three seeds, short.
+"""Do the methods still learn as they did?  Of four families, three seeds, short.
 
     python -m benchmarks.regression            # exit code 1 if one left its band
     python -m benchmarks.regression --make     # measures the bands anew, on ten seeds
+
+Planning in a model, learning values, policy gradients, back-propagation through a
+simulator; compiled as users compile, which the tests are not.
 
 A band is what ten other seeds reached, from the least to the largest return, and on
 either side half of that width again: the same code on another CPU rounds differently,
@@ -20,27 +23,34 @@ from typing import Any
 import numpy as np
 from absl import app, flags
 
-from experiments import ledger, results, run_folder
-from experiments.report_text import interval
-from experiments.statistics import Estimate
+from experiments.reports import results
+from experiments.reports.statistics import Estimate
+from experiments.reports.text import interval
+from experiments.runs import ledger, run_folder
 
 ROOT = Path(__file__).parents[1]
 BANDS = ROOT / "benchmarks" / "results" / "regression_bands.json"
-COMMON = ("--env=pendulum", "--num_steps=3", "--eval_every=0", "--eval_episodes=3")
+COMMON = ("--eval_every=0", "--eval_episodes=3")
+PETS = ("--env=pendulum", "--num_steps=3")
 METHODS: dict[str, tuple[str, ...]] = {
-    "PETS: probabilistic ensemble, TS-infinity, iCEM": (),
+    "PETS: probabilistic ensemble, TS-infinity, iCEM": PETS,
     "deterministic ensemble, mean, CEM": (
+        *PETS,
         "--nomodel.probabilistic",
         "--propagation=expectation",
         "--planner=cem",
     ),
     "one network, mean, random shooting": (
+        *PETS,
         "--nomodel.probabilistic",
         "--model.num_members=1",
         "--propagation=expectation",
         "--planner=random_shooting",
         "--plan.num_samples=300",
     ),
+    "SAC": ("--algorithm=sac", "--env=pendulum", "--preset", "--num_steps=24"),
+    "PPO": ("--algorithm=ppo", "--env=cartpole", "--preset", "--num_steps=4"),
+    "APG": ("--algorithm=apg", "--env=pendulum", "--preset"),
 }
 TESTED, MEASURED = (0, 3), (100, 10)  # the first seed, and how many
 
@@ -64,8 +74,10 @@ def within(found: Estimate, low: float, high: float) -> bool:
 
 
 def make() -> None:
-    made: dict[str, Any] = {}
+    made: dict[str, Any] = json.loads(BANDS.read_text()) if BANDS.exists() else {}
     for method, own in METHODS.items():
+        if flags.FLAGS.only and method not in flags.FLAGS.only:
+            continue
         lines = run(method, *MEASURED)
         returns = [line["return"] for line in lines]
         low, high = band(returns)
@@ -102,4 +114,5 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_boolean("make", False, "measure the bands anew")
+    flags.DEFINE_list("only", [], "those of these methods only")
     app.run(main)

@@ -17,8 +17,10 @@ from pathlib import Path
 import jax
 from absl import app, flags, logging
 
-from experiments import jax_settings, ledger, presets, results, run_folder
-from mbrl_jax import envs, imagine, policies, rollout, simulator
+from experiments.reports import results
+from experiments.runs import jax_settings, ledger, presets, run_folder
+from mbrl_jax import envs, policies, rollout
+from mbrl_jax.envs import simulator
 from mbrl_jax.planners import mpc
 from mbrl_jax.types import Env, Policy
 
@@ -79,7 +81,7 @@ def _add_reference(algorithm: str, name: str) -> None:
             mpc.Config(horizon=horizon),
             env.action_size,
             env.action_limit,
-            lambda key, env_state: imagine.simulation(env, env_state),
+            lambda key, env_state: rollout.simulation(env, env_state),
         )
         best = _evaluate(simulator.observe_all(env), planner)
         best_is = f"iCEM on the true dynamics, {horizon} steps ahead"

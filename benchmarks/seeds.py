@@ -13,10 +13,12 @@ import numpy as np
 
 from benchmarks import timing
 from benchmarks.timing import Call, Row
-from experiments import jax_settings
-from mbrl_jax import envs, simulator, train
+from experiments.runs import jax_settings
+from mbrl_jax import envs
 from mbrl_jax.algorithms import pets
+from mbrl_jax.envs import simulator
 from mbrl_jax.models import ensemble
+from mbrl_jax.training import train
 from mbrl_jax.types import Algorithm, Env
 
 ENDLESS = 1_000_000  # epochs of patience

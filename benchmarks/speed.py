@@ -18,7 +18,7 @@ from typing import Any
 from absl import app, flags, logging
 
 from benchmarks.topics import TOPICS
-from experiments import run_folder
+from experiments.runs import run_folder
 
 FOLDER = Path(__file__).parent
 README = FOLDER / "README.md"

@@ -24,7 +24,7 @@ from benchmarks import (
     updating,
 )
 from benchmarks.timing import Row
-from experiments import jax_settings
+from experiments.runs import jax_settings
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 

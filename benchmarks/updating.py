@@ -7,9 +7,9 @@ import jax
 from benchmarks import timing
 from benchmarks.setting import env, full_replay
 from benchmarks.timing import Call, Row
-from mbrl_jax import replay, value_learning
-from mbrl_jax.learners import sac
+from mbrl_jax import replay
 from mbrl_jax.types import Key, PyTree
+from mbrl_jax.value_learning import parts, sac
 
 HIDDEN, BATCH = 256, 256  # two layers of each network, as in MBPO's paper
 NUM_UPDATES = 50  # of a call
@@ -55,7 +55,7 @@ def updates(num_seeds: int, num_updates: int) -> Call:
     """Compiled; every call goes on from the same state."""
     task = env()
     config = sac.Config(hidden_sizes=(HIDDEN, HIDDEN))
-    learner = value_learning.learner(sac.make(task, config))
+    learner = parts.learner(sac.make(task, config))
     data = full_replay(jax.random.key(2), 10_000)
 
     def update(state: PyTree, key: Key) -> tuple[PyTree, None]:

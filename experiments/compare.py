@@ -18,9 +18,11 @@ from typing import NamedTuple
 import numpy as np
 from absl import flags
 
-from experiments import command_flags, ledger, results, selection, statistics
-from experiments.results import Reference
-from experiments.statistics import Estimate, Scores
+from experiments.reports import results, statistics
+from experiments.reports.results import Reference
+from experiments.reports.statistics import Estimate, Scores
+from experiments.runs import command_flags, ledger
+from experiments.sweeps import selection
 
 MIN_RUNS = 3
 FAILURE = 3  # exit code

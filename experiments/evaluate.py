@@ -13,8 +13,8 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import command_flags, progress, registry, run_folder
-from mbrl_jax import train
+from experiments.runs import command_flags, progress, registry, run_folder
+from mbrl_jax.training import train
 
 COLUMNS = ("return_mean", "return_std", "return_min", "return_max", "length_mean")
 

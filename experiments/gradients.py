@@ -8,10 +8,11 @@ task on which closed forms are known (Parmas et al., 2018).  --run_dir: a finish
 its environment and its policy; with --model in the model that it has learned.  Where
 there is no run, or where its policy has no parameters, a random tanh network acts.
 
-The estimators are those of `mbrl_jax.gradients`: pathwise, windowed (pathwise, cut
-between windows), likelihood_ratio, total_propagation, finite_difference.  Measured are
-norm, variance of one sample, signal-to-noise ratio, bias and cosine against finite
-differences on the same noise, samples that were not finite; and the growth of errors.
+The estimators are those of `mbrl_jax.gradients.estimators`: pathwise, windowed
+(pathwise, cut between windows), likelihood_ratio, total_propagation, finite_difference.
+Measured are norm, variance of one sample, signal-to-noise ratio, bias and cosine
+against finite differences on the same noise, samples that were not finite; and the
+growth of errors.
 
 Writes gradients.json, in which null is not finite or unknown, and gradients.png.
 """
@@ -27,19 +28,19 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import (
+from experiments.reports import gradient_figures, plots
+from experiments.runs import (
     command_flags,
-    gradient_figures,
     gradient_problems,
     jax_settings,
-    plot,
     progress,
     registry,
     run_folder,
 )
-from experiments.gradient_problems import Task
-from mbrl_jax import envs, gradients
-from mbrl_jax.closed_loop import Problem
+from experiments.runs.gradient_problems import Task
+from mbrl_jax import envs
+from mbrl_jax.gradients import estimators
+from mbrl_jax.gradients.closed_loop import ExpectedReturn
 from mbrl_jax.ops import estimate
 from mbrl_jax.ops.estimate import Estimate
 from mbrl_jax.types import Key, Params
@@ -85,7 +86,7 @@ def main(argv: Sequence[str]) -> None:
         raise OSError(f"cannot write to {folder}: {error.strerror}") from error
     record = run_folder.plain(report | run_folder.surroundings())
     run_folder.write_json(folder / "gradients.json", record)
-    plot.save(gradient_figures.health(record), folder / "gradients.png")
+    plots.save(gradient_figures.health(record), folder / "gradients.png")
     print(folder / "gradients.png")
 
 
@@ -159,24 +160,24 @@ def _task(
     return gradient_problems.in_simulator(run.env, policy, horizon, values.std)
 
 
-def estimators(task: Task, window: int) -> dict[str, Callable[..., Estimate]]:
+def chosen_estimators(task: Task, window: int) -> dict[str, Callable[..., Estimate]]:
     """Those that there are for the task; without a density there is no score."""
     problem = task.problem(1)
-    found: dict[str, Callable[..., Estimate]] = {"pathwise": gradients.pathwise}
+    found: dict[str, Callable[..., Estimate]] = {"pathwise": estimators.pathwise}
     if 0 < window < problem.horizon:
         found["windowed"] = functools.partial(_windowed, window=window)
     if problem.actor.log_prob is not None or problem.system.log_prob is not None:
-        found["likelihood_ratio"] = gradients.likelihood_ratio
-        found["total_propagation"] = gradients.total_propagation
-    return {**found, REFEREE: gradients.finite_difference}
+        found["likelihood_ratio"] = estimators.likelihood_ratio
+        found["total_propagation"] = estimators.total_propagation
+    return {**found, REFEREE: estimators.finite_difference}
 
 
 def _windowed(
-    key: Key, params: Params, problem: Problem, num_samples: int, window: int
+    key: Key, params: Params, problem: ExpectedReturn, num_samples: int, window: int
 ) -> Estimate:
     """The last window may be longer than what is left: episodes end of themselves."""
     whole = problem._replace(horizon=math.ceil(problem.horizon / window) * window)
-    return gradients.pathwise(key, params, whole, num_samples, window=window)
+    return estimators.pathwise(key, params, whole, num_samples, window=window)
 
 
 def measure(
@@ -189,7 +190,7 @@ def measure(
 ) -> dict[str, Any]:
     """What gradients.json says of one precision: lists over the horizons."""
     key, found = jax.random.key(seed), {}
-    for name, estimator in estimators(task, window).items():
+    for name, estimator in chosen_estimators(task, window).items():
         begin = time.perf_counter()
 
         @jax.jit
@@ -200,7 +201,7 @@ def measure(
         report(f"{name} in {time.perf_counter() - begin:.1f} s")
     begin = time.perf_counter()
     keys, problem = jax.random.split(key, NUM_GROWTHS), task.problem(horizons[-1])
-    growths = jax.vmap(lambda key: gradients.log_growth(key, task.params, problem))
+    growths = jax.vmap(lambda key: estimators.log_growth(key, task.params, problem))
     growth = np.asarray(jax.jit(growths)(keys)).mean(axis=0)
     report(f"growth of errors in {time.perf_counter() - begin:.1f} s")
     return {

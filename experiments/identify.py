@@ -32,9 +32,10 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from experiments import command_flags, jax_settings, plot, recordings, run_folder
-from mbrl_jax import identification
+from experiments.reports import plots
+from experiments.runs import command_flags, jax_settings, recordings, run_folder
 from mbrl_jax.envs import systems
+from mbrl_jax.gradients import identification
 from mbrl_jax.types import Array
 
 NUM_FITS = 4
@@ -139,7 +140,7 @@ def _parameters(texts: Sequence[str]) -> tuple[list[str], dict[str, Array]]:
 
 
 def identify(
-    system: systems.System,
+    system: systems.ParametricSystem,
     guess: systems.Values,
     obs: Array,
     action: Array,
@@ -236,7 +237,7 @@ def table(report: run_folder.Record) -> str:
 
 def figure(found: Found, num_episodes: int, name: str) -> Any:
     """An episode recorded and identified; the residuals by time and by size."""
-    made, (first, growth, sizes) = plot.new_figure(3, width=13)
+    made, (first, growth, sizes) = plots.new_figure(3, width=13)
     length = found.recorded.shape[1]
     spread = found.recorded.std(axis=(0, 1))
     spread = np.where(spread > 0, spread, 1.0)
@@ -244,7 +245,7 @@ def figure(found: Found, num_episodes: int, name: str) -> Any:
     episodes = found.kept % num_episodes
     shown = np.flatnonzero(episodes == np.bincount(episodes).argmax())
     for i in range(len(found.noise)):
-        how = {"color": plot.COLOURS[i % len(plot.COLOURS)]}
+        how = {"color": plots.COLOURS[i % len(plots.COLOURS)]}
         for w in shown:
             steps = np.arange(length) + found.kept[w] // num_episodes * length
             seen, line = found.recorded[w, :, i], found.simulated[w, :, i]
@@ -256,16 +257,16 @@ def figure(found: Found, num_episodes: int, name: str) -> Any:
     first.set_title(f"{name}: recorded (dots), identified", loc="left", fontsize=11)
     first.set(xlabel="step", ylabel="observations, in their stds")
     first.legend(frameon=False, fontsize=8)
-    growth.axhline(1, color=plot.INK, linestyle=":")
+    growth.axhline(1, color=plots.INK, linestyle=":")
     growth.set_title("residuals by time", loc="left", fontsize=11)
     growth.set(
         xlabel="steps from the start of a window", ylabel="rms, in stds of noise"
     )
     growth.set_ylim(bottom=0)
     grid = np.linspace(-4, 4, 81)
-    sizes.hist(residuals.ravel(), bins=grid[::2], density=True, color=plot.COLOURS[0])
+    sizes.hist(residuals.ravel(), bins=grid[::2], density=True, color=plots.COLOURS[0])
     normal = np.exp(-(grid**2) / 2) / np.sqrt(2 * np.pi)
-    sizes.plot(grid, normal, color=plot.INK, linestyle=":", label="normal")
+    sizes.plot(grid, normal, color=plots.INK, linestyle=":", label="normal")
     sizes.set_title("residuals by size", loc="left", fontsize=11)
     sizes.set(xlabel="residual, in stds of noise", ylabel="density")
     sizes.legend(frameon=False)

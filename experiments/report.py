@@ -13,9 +13,11 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import command_flags, preset_page, presets, report_page, results
-from experiments.report_text import NOTHING, count, interval, number, span
-from experiments.results import Row
+from experiments.reports import page as report_page
+from experiments.reports import preset_page, results
+from experiments.reports.results import Row
+from experiments.reports.text import NOTHING, count, interval, number, span
+from experiments.runs import command_flags, presets
 
 BEGIN, END = "<!-- results -->\n", "<!-- end -->"
 COLUMNS = (

@@ -19,19 +19,21 @@ from typing import Any
 import jax
 from absl import flags
 
-from experiments import (
+from experiments.reports import products
+from experiments.runs import (
     command_flags,
     jax_settings,
     ledger,
     metrics_log,
     presets,
-    products,
     progress,
     registry,
+    renamed,
     run_folder,
 )
-from mbrl_jax import checkpoints, envs, train
+from mbrl_jax import envs
 from mbrl_jax.ops import sharding
+from mbrl_jax.training import checkpoints, train
 
 MAX_SEED = 2**31 - 1
 MANY = 1024  # cores that a machine might have
@@ -218,6 +220,7 @@ def _train(
                 eval_episodes=record["eval_episodes"],
                 folder=folder / "checkpoints",
                 config=run_folder.identity(record),
+                upgrade=renamed.checkpoint,
                 checkpoint_every=record["checkpoint_every"],
                 log=log,
                 report=report,

@@ -22,20 +22,12 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from experiments import (
-    command_flags,
-    domains,
-    hosts,
-    launchers,
-    ledger,
-    programs,
-    progress,
-    report_page,
-    results,
-    run,
-    run_folder,
-)
-from mbrl_jax import population
+from experiments import run
+from experiments.reports import page as report_page
+from experiments.reports import results
+from experiments.runs import command_flags, ledger, progress, run_folder
+from experiments.sweeps import domains, hosts, launchers, programs
+from mbrl_jax.training import population
 
 SEARCHES = ("grid", "random", "optuna", "pbt")
 OF_THIS_START = {*hosts.FLAGS, "flagfile", "help", "plan_only", "sweep_dir"}
@@ -256,7 +248,8 @@ def _optuna(
     tried: dict[str, domains.Domain],
     folder: Path,
 ) -> None:
-    from experiments import jax_settings, search
+    from experiments.runs import jax_settings
+    from experiments.sweeps import search
 
     if values.plan_only:
         print(f"{values.num_samples} trials, {values.num_at_once} at once")

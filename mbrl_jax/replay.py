@@ -16,7 +16,7 @@ class Replay(NamedTuple):
 
     @property
     def capacity(self) -> int:
-        return self.data.reward.shape[0]
+        return jax.tree.leaves(self.data)[0].shape[0]
 
 
 def init(

@@ -15,6 +15,7 @@ from mbrl_jax.types import (
     Metrics,
     Policy,
     PyTree,
+    Simulation,
     Transition,
 )
 
@@ -24,7 +25,7 @@ class Episode(NamedTuple):
     valid: Array  # [T] bool, false after the end of the episode
 
 
-class Running(NamedTuple):
+class EnvAndMemory(NamedTuple):
     """An environment and the policy in it, between two calls of `rollout`."""
 
     env_state: EnvState
@@ -72,19 +73,19 @@ def evaluate(
     return metrics, episodes
 
 
-def start(key: Key, env: Env, policy: Policy) -> Running:
-    return Running(env.reset(key), policy.init())
+def start(key: Key, env: Env, policy: Policy) -> EnvAndMemory:
+    return EnvAndMemory(env.reset(key), policy.init())
 
 
 def rollout(
-    key: Key, env: Env, policy: Policy, running: Running, num_steps: int
-) -> tuple[Running, Transition]:
+    key: Key, env: Env, policy: Policy, running: EnvAndMemory, num_steps: int
+) -> tuple[EnvAndMemory, Transition]:
     """Goes on for `num_steps`; an episode that ends is followed by a fresh one.
 
     The transitions [T, ...] keep the observation that an episode ended with.
     """
 
-    def step(running: Running, key: Key) -> tuple[Running, Transition]:
+    def step(running: EnvAndMemory, key: Key) -> tuple[EnvAndMemory, Transition]:
         act_key, reset_key = jax.random.split(key)
         old, memory = running
         action, memory = policy.act(act_key, old.obs, memory)
@@ -92,7 +93,7 @@ def rollout(
         running = loop.when(
             new.terminal | new.truncated,
             lambda running: start(reset_key, env, policy),
-            Running(new, memory),
+            EnvAndMemory(new, memory),
         )
         return running, _transition(old, action, new)
 
@@ -114,19 +115,35 @@ def _run(
     reset_key, key = jax.random.split(key)
     first = start(reset_key, env, policy)
 
-    def advance(key: Key, running: Running) -> tuple[Running, PyTree]:
+    def advance(key: Key, running: EnvAndMemory) -> tuple[EnvAndMemory, PyTree]:
         action, memory = policy.act(key, running.env_state.obs, running.memory)
         new = env.step(running.env_state, action)
-        return Running(new, memory), record(running.env_state, action, new)
+        return EnvAndMemory(new, memory), record(running.env_state, action, new)
 
-    def stay(key: Key, running: Running) -> tuple[Running, PyTree]:
+    def stay(key: Key, running: EnvAndMemory) -> tuple[EnvAndMemory, PyTree]:
         shapes = jax.eval_shape(advance, key, running)[1]
         return running, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
-    def step(running: Running, key: Key) -> tuple[Running, tuple[PyTree, Array]]:
+    def step(
+        running: EnvAndMemory, key: Key
+    ) -> tuple[EnvAndMemory, tuple[PyTree, Array]]:
         done = running.env_state.terminal | running.env_state.truncated
         running, recorded = jax.lax.cond(done, stay, advance, key, running)
         return running, (recorded, ~done)
 
     keys = jax.random.split(key, num_steps or env.episode_length)
     return first.env_state, jax.lax.scan(step, first, keys)[1]
+
+
+def simulation(env: Env, env_state: EnvState) -> Simulation:
+    """The true dynamics from `env_state` on; nothing is earned after an end."""
+
+    def step(
+        now: tuple[EnvState, Array], action: Array
+    ) -> tuple[tuple[EnvState, Array], Array]:
+        state, alive = now
+        state = env.step(state, action)
+        reward = jnp.where(alive, state.reward, 0)
+        return (state, alive & ~state.terminal), reward
+
+    return Simulation((env_state, jnp.ones((), bool)), step)

@@ -66,6 +66,14 @@ class Transition(NamedTuple):
     truncated: Array  # [] bool
 
 
+class Window(NamedTuple):
+    """Steps of one environment as they came; episodes may end within."""
+
+    transitions: Transition  # [T, ...]
+    valid: Array  # [T] bool
+    memory: PyTree  # (actor's, critic's) before the first step
+
+
 class Gaussian(NamedTuple):
     """Independent normals."""
 
@@ -124,6 +132,10 @@ class Policy(NamedTuple):
 
     init: Callable[[], PyTree]
     act: Callable[[Key, Array, PyTree], tuple[Array, PyTree]]  # (key, obs, memory)
+
+
+Act = Callable[[Key, Array], tuple[Array, Array]]
+# (key, obs) -> action, and the bonus [] of acting so, such as SAC's entropy
 
 
 class Learner(NamedTuple):

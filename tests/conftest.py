@@ -1,8 +1,9 @@
 """What every test runs under: no implicit broadcasting, quick compilation, its cache.
 
 Warnings are errors by pyproject.toml.  Most of the time goes into compiling small
-programs, so XLA optimises less than it does for users; `benchmarks.regression` trains
-as they do.  The cache makes a second run quick and can be deleted at any time.
+programs, so XLA compiles them as quickly as it can (`compiling.py`), not as well;
+`benchmarks.regression` trains as users do.  The cache makes a
+second run quick and can be deleted at any time.
 """
 
 import os
@@ -12,23 +13,39 @@ import hypothesis
 import jaxlib
 import pytest
 
+from tests import compiling
+
 CACHE = Path(__file__).parents[1] / ".cache" / f"jaxlib-{jaxlib.__version__}"
 
 # By the environment, so that subprocesses have it too; before the first import of jax.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
-os.environ.setdefault(
-    "XLA_FLAGS",
-    "--xla_backend_optimization_level=1 --xla_llvm_disable_expensive_passes=true",
-)
+os.environ.setdefault("XLA_FLAGS", compiling.QUICKLY)
 
 import jax  # noqa: E402
+
+from tests import clock  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # The first call of a jitted function takes long, and a failure must come again.
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("repeatable")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--clock", help="file for the time of each test file, as JSON")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(clock.Clock())
+
+
+@pytest.fixture
+def double():
+    """float64 throughout the test; a whole file asks for it by `pytestmark`."""
+    with jax.enable_x64(True):
+        yield
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -12,10 +12,7 @@ LIMIT = 2.0
 P, Q = np.array([0.3, -0.4]), np.array([-0.2, 0.1])  # mean, log-std of one action
 
 
-@pytest.fixture(autouse=True)
-def double():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("double")
 
 
 def grid(family: str) -> np.ndarray:

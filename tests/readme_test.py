@@ -4,7 +4,8 @@ import pkgutil
 import re
 from pathlib import Path
 
-from experiments import report, results
+from experiments import report
+from experiments.reports import results
 from mbrl_jax import algorithms
 
 ROOT = Path(__file__).parents[1]

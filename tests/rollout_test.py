@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mbrl_jax import rollout, simulator
-from mbrl_jax.envs import linear_quadratic
+from mbrl_jax import rollout
+from mbrl_jax.envs import cartpole, linear_quadratic, simulator
 from mbrl_jax.ops import raster
 from mbrl_jax.types import Array, Env, EnvState, Key, Policy, PyTree
 
@@ -172,3 +172,36 @@ def test_an_episode_computes_nothing_after_its_end():
     jax.block_until_ready(done)
     jax.effects_barrier()
     assert len(calls) == done.valid.sum() == 3
+
+
+# --- The true dynamics.
+
+
+def test_the_simulated_return_of_the_optimal_actions():
+    problem, env = linear_quadratic.TWO_MASSES, linear_quadratic.make()
+    best = linear_quadratic.optimum(problem, 20)
+    start = env.reset(jax.random.key(0))
+
+    def act(x: Array, gain: Array) -> tuple[Array, Array]:
+        u = -gain @ x
+        return jnp.asarray(problem.A) @ x + jnp.asarray(problem.B) @ u, u
+
+    actions = jax.lax.scan(act, start.obs, best.gains)[1]
+    found = rollout.simulation(env, start)(actions)
+    expected = linear_quadratic.optimal_return(best, start.obs)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_the_simulated_return_stops_at_the_end():
+    """A pole that is pushed one way falls; every step before that pays 1."""
+    env = cartpole.balance()
+    start, push = env.reset(jax.random.key(0)), jnp.ones((50, 1))
+
+    def step(state: EnvState, action: Array) -> tuple[EnvState, Array]:
+        state = env.step(state, action)
+        return state, state.terminal
+
+    ended = np.asarray(jax.lax.scan(step, start, push)[1])
+    length = int(np.argmax(ended)) + 1
+    assert 2 < length < 50
+    assert rollout.simulation(env, start)(push) == length

@@ -1,13 +1,13 @@
 """A2C: advantage actor-critic (Mnih et al., 2016).
 
-Acting in environments side by side; `learners/a2c.py` says how it learns.
+Acting in environments side by side; `policy_gradient/a2c.py` says how it learns.
 """
 
 import dataclasses
 
-from mbrl_jax import actor_critic, on_policy
-from mbrl_jax.learners import a2c
+from mbrl_jax import gathering
 from mbrl_jax.ops import checks
+from mbrl_jax.policy_gradient import a2c, actor_critic, on_policy
 from mbrl_jax.types import Algorithm, Env
 
 
@@ -30,5 +30,5 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
     checks.at_least(config, 1, "num_envs", "window", "num_updates")
     net = actor_critic.make(env, config.net)
     learner = a2c.make(net, config.learn)
-    gatherer = on_policy.of_windows(env, config.num_envs, config.window)
+    gatherer = gathering.window_gatherer(env, config.num_envs, config.window)
     return on_policy.make(learner, gatherer, config.num_updates)

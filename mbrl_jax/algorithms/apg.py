@@ -19,10 +19,11 @@ from typing import NamedTuple
 import jax
 import optax
 
-from mbrl_jax import closed_loop, gradients, optimizers, parallel, policies
-from mbrl_jax.closed_loop import Problem
+from mbrl_jax import optimizers, policies
+from mbrl_jax.gradients import closed_loop, pathwise, windows
+from mbrl_jax.gradients.closed_loop import ExpectedReturn
+from mbrl_jax.gradients.windows import Parallel
 from mbrl_jax.ops import checks, estimate, normalize
-from mbrl_jax.parallel import Parallel
 from mbrl_jax.types import Algorithm, Array, Env, Key, Metrics, Params, Policy
 
 
@@ -59,7 +60,7 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
     checks.positive(config, "learning_rate", "max_norm", "init_std")
     checks.within(config, 0, 1, "discount", "b1", "b2")
     checks.divides(config, "segment", "horizon")
-    gradients.check(env)
+    pathwise.check(env)
     network = policies.squashed(env, config.hidden_sizes, config.init_std)
     system = closed_loop.from_env(env)
     optimizer = optimizers.clipped_adam(
@@ -73,16 +74,16 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
     def init(key: Key) -> State:
         params_key, envs_key = jax.random.split(key)
         params = network.init(params_key)
-        envs = parallel.init(envs_key, env, config.num_envs)
+        envs = windows.init(envs_key, env, config.num_envs)
         return State(params, optimizer.init(params), envs)
 
     def update(state: State, key: Key) -> tuple[State, Array]:
         stats = normalize.so_far(state.envs.obs)
         actor = closed_loop.Actor(policies.sampler(network, stats))
-        problem = Problem(
+        problem = ExpectedReturn(
             system, actor, config.horizon, config.discount, segment=config.segment
         )
-        gradient, _, _, envs = parallel.window(
+        gradient, _, _, envs = windows.window(
             key, state.params, env, problem, state.envs
         )
         params, opt_state = optimizers.ascend(
@@ -94,7 +95,7 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
         keys = jax.random.split(key, config.num_updates)
         state, norms = jax.lax.scan(update, state, keys)
         return state, {
-            **parallel.metrics(state.envs),
+            **windows.metrics(state.envs),
             "gradient/norm": norms.mean(),
             "gradient/skipped_updates": state.opt_state.num_skipped,
         }

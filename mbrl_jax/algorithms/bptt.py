@@ -22,9 +22,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mbrl_jax import closed_loop, gradients, imagine, optimizers, policies, replay
-from mbrl_jax.closed_loop import Problem
-from mbrl_jax.models import ensemble
+from mbrl_jax import optimizers, policies, replay
+from mbrl_jax.gradients import closed_loop, pathwise
+from mbrl_jax.gradients.closed_loop import ExpectedReturn
+from mbrl_jax.models import ensemble, outcomes
 from mbrl_jax.ops import checks, estimate, finite, normalize
 from mbrl_jax.rollout import episode
 from mbrl_jax.types import Algorithm, Array, Env, Key, Metrics, Params, Policy
@@ -63,7 +64,7 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
     """The algorithm.  Raises ValueError for a configuration that cannot be."""
     checks.continuous(env)
     _validate(env, config)
-    model, read = imagine.learned(env, config.model)
+    model, decode = outcomes.learned(env, config.model)
     network = policies.squashed(env, config.hidden_sizes, config.init_std)
     optimizer = optimizers.clipped_adam(config.learning_rate, config.max_norm)
     num_members = ensemble.num_elites(config.model)
@@ -122,8 +123,8 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
 
         def imagined(key: Key, member: Array, starts: Array) -> tuple:
             predict = lambda obs, action: model.predict(member, obs, action)
-            system = closed_loop.from_member(predict, read, starts, env.action_size)
-            problem = Problem(
+            system = closed_loop.from_member(predict, decode, starts, env.action_size)
+            problem = ExpectedReturn(
                 system._replace(log_prob=None),
                 actor,
                 config.horizon,
@@ -132,7 +133,7 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
             )
             reset_key, key = jax.random.split(key)
             states = jax.vmap(system.reset)(jax.random.split(reset_key, len(starts)))
-            return gradients.pathwise_mean(key, state.params, problem, states)
+            return pathwise.pathwise_mean(key, state.params, problem, states)
 
         keys = jax.random.split(key, num_members)
         members = model.members(state.model)
@@ -153,7 +154,7 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
     def policy(state: State) -> Policy:
         return policies.greedy(network, state.obs, state.params)
 
-    predict = imagine.of_every_member(model)
+    predict = outcomes.of_every_member(model)
     return Algorithm(init, step, policy, predict)
 
 

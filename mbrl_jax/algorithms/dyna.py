@@ -18,11 +18,12 @@ from functools import partial
 
 import jax
 
-from mbrl_jax import branching, off_policy, policies, replay, value_learners
+from mbrl_jax import policies, replay
 from mbrl_jax.models import ensemble
 from mbrl_jax.ops import checks
 from mbrl_jax.replay import Replay
 from mbrl_jax.types import Algorithm, Array, Env, Key, Policy
+from mbrl_jax.value_learning import branching, by_name, off_policy
 
 _STARTS = ("seen", "latest", "initial")
 _ACTIONS = ("policy", "taken", "uniform")
@@ -35,7 +36,7 @@ class Config:
     starts: str = "seen"  # states seen so far, the latest ones, or initial ones
     actions: str = "policy"  # the first ones: policy, uniform, or taken in that state
     collect: off_policy.Config = off_policy.Config(updates_per_step=5)
-    learner: value_learners.Config = value_learners.Config()
+    learner: by_name.Config = by_name.Config()
     imagine: branching.Config = branching.Config()
     model: ensemble.Config = ensemble.Config()
 
@@ -48,7 +49,7 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
     _validate(config)
     setting = branching.of_ensemble(
         env,
-        value_learners.make(env, config.learner),
+        by_name.make(env, config.learner),
         config.model,
         config.imagine,
         config.collect.batch_size,

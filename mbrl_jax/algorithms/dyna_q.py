@@ -31,16 +31,7 @@ import jax.numpy as jnp
 
 from mbrl_jax.models import tabular
 from mbrl_jax.ops import checks, loop
-from mbrl_jax.types import (
-    Algorithm,
-    Array,
-    Env,
-    EnvState,
-    Key,
-    Metrics,
-    Policy,
-    PyTree,
-)
+from mbrl_jax.types import Algorithm, Array, Env, EnvState, Key, Metrics, Policy, PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,17 +165,20 @@ def _greedy(q_values: Array) -> Policy:
 
 def _step(
     before: EnvState, action: Array, after: EnvState
-) -> tuple[tabular.Step, Array]:
+) -> tuple[tabular.TabularTransition, Array]:
     """What happened, and whether it can be learned from: else it is of no state."""
     (s, known), (next_s, next_known) = _place(before.obs), _place(after.obs)
     good = known & next_known & jnp.isfinite(after.reward)
     at = jnp.where(good, s, before.obs.shape[0])
     reward = jnp.where(good, after.reward, 0)
-    return tabular.Step(at, action, reward, next_s, after.terminal), good
+    return tabular.TabularTransition(at, action, reward, next_s, after.terminal), good
 
 
 def _learn(
-    model: tabular.Tabular, config: Config, state: State, step: tabular.Step
+    model: tabular.Tabular,
+    config: Config,
+    state: State,
+    step: tabular.TabularTransition,
 ) -> tuple[State, Array]:
     """Q-learning's update, the model's, and what is now worth planning; the error."""
     at, q = (step.state, step.action), state.q_values
@@ -226,9 +220,11 @@ def _uniform(model: tabular.Tabular, config: Config) -> _Planning:
         outcomes = sample(keys, state.model, states, actions)
         waited = state.env_steps - state.model.tried_at[states, actions]
         bonus = config.kappa * jnp.sqrt(waited.astype(outcomes.reward.dtype))
-        steps = tabular.Step(states, actions, outcomes.reward + bonus, *outcomes[1:])
+        steps = tabular.TabularTransition(
+            states, actions, outcomes.reward + bonus, *outcomes[1:]
+        )
 
-        def update(q: Array, step: tabular.Step) -> tuple[Array, Array]:
+        def update(q: Array, step: tabular.TabularTransition) -> tuple[Array, Array]:
             at = step.state, step.action
             ahead = jnp.where(step.terminal, 0, q[step.next_state].max())
             change = config.learning_rate * (
@@ -270,9 +266,9 @@ def _prioritised(model: tabular.Tabular, config: Config) -> _Planning:
             f"kappa is {config.kappa}, must be 0 if planning is prioritised"
         )
 
-    def worth(state: State, q: Array) -> Array:
+    def backup(state: State, q: Array) -> Array:
         """What the model says that Q should be, [S, A]."""
-        return model.worth(state.model, config.discount * q.max(axis=1))
+        return model.backup(state.model, config.discount * q.max(axis=1))
 
     def plan(key: Key, state: State) -> tuple[State, _Planned]:
         def update(
@@ -283,7 +279,7 @@ def _prioritised(model: tabular.Tabular, config: Config) -> _Planning:
             due = priorities[at] > 0
             change = jnp.where(due, config.learning_rate * (target[at] - q[at]), 0)
             q, priorities = q.at[at].add(change), priorities.at[at].set(0)
-            target = worth(state, q)
+            target = backup(state, q)
             error = jnp.abs(target - q)
             urgent = due & model.leads_to(state.model, at[0])
             urgent = urgent & (error > config.threshold)
@@ -291,7 +287,7 @@ def _prioritised(model: tabular.Tabular, config: Config) -> _Planning:
             return (q, priorities, target), (due, jnp.abs(change))
 
         q = state.q_values
-        carry = q, state.priorities, worth(state, q)
+        carry = q, state.priorities, backup(state, q)
         (q, priorities, _), (due, changes) = jax.lax.scan(
             update, carry, length=config.num_planning
         )

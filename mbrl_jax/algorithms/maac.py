@@ -19,14 +19,13 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from mbrl_jax import branching, off_policy, validity, value_expansion
-from mbrl_jax.branching import World
-from mbrl_jax.imagine import dealt
-from mbrl_jax.learners import sac
 from mbrl_jax.models import ensemble
+from mbrl_jax.models.imagine import sample_ts1
 from mbrl_jax.ops import checks
 from mbrl_jax.types import Algorithm, Env, Key, Metrics, PyTree, Transition
-from mbrl_jax.value_learning import one_step
+from mbrl_jax.value_learning import branching, expansion, off_policy, sac, validity
+from mbrl_jax.value_learning.branching import ModelState
+from mbrl_jax.value_learning.parts import one_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,16 +57,16 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
     model, most = setting.model, config.max_horizon
 
     def learn(
-        key: Key, learned: PyTree, world: World, batch: Transition
+        key: Key, learned: PyTree, model_state: ModelState, batch: Transition
     ) -> tuple[PyTree, Metrics]:
         target_key, key = jax.random.split(key)
         rows = one_step(learner, learned, target_key, batch)
-        sample = dealt(model, model.members(world.model))
-        worth = value_expansion.lookahead(
-            sample, setting.read, learner.discount, world.horizon, most
+        sample = sample_ts1(model, model.members(model_state.model))
+        objective = expansion.lookahead(
+            sample, setting.decode, learner.discount, model_state.horizon, most
         )
-        learned, metrics = learner.update(key, learned, rows, batch.obs, worth)
-        return learned, {**metrics, "lookahead/horizon": world.horizon}
+        learned, metrics = learner.update(key, learned, rows, batch.obs, objective)
+        return learned, {**metrics, "lookahead/horizon": model_state.horizon}
 
     choose = lambda *_: jnp.full((), most, jnp.int32)
     if config.cross_validate:

@@ -25,12 +25,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mbrl_jax import imagine, off_policy, replay, value_learning
-from mbrl_jax.imagine import Read, Sampler
-from mbrl_jax.learners import naf
-from mbrl_jax.models import ensemble, linear_gaussian
+from mbrl_jax import replay
+from mbrl_jax.models import ensemble, imagine, linear_gaussian, outcomes
+from mbrl_jax.models.imagine import Sampler
 from mbrl_jax.models.linear_gaussian import Dynamics, Episodes
-from mbrl_jax.off_policy import Method
+from mbrl_jax.models.outcomes import Decode
 from mbrl_jax.ops import checks, loop
 from mbrl_jax.replay import Replay
 from mbrl_jax.types import (
@@ -43,6 +42,8 @@ from mbrl_jax.types import (
     Metrics,
     PyTree,
 )
+from mbrl_jax.value_learning import naf, off_policy, parts
+from mbrl_jax.value_learning.off_policy import OffPolicyHooks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,14 +77,14 @@ class _Model(NamedTuple):
     fit: Callable[[Key, PyTree, Replay, Episodes], tuple[PyTree, Metrics]]
     # (key, state, real data, latest episodes) -> state
     at: Callable[[PyTree, Array], Sampler]  # (state, time steps [N]) -> what follows
-    read: Read
+    decode: Decode
     predict: Callable[[PyTree, Array, Array], Gaussian] | None  # see `Method`
 
 
 def make(env: Env, config: Config = Config()) -> Algorithm:
     """The algorithm.  Raises ValueError for a configuration that cannot be."""
     _validate(config)
-    learner = value_learning.learner(naf.make(env, config.learn))
+    learner = parts.learner(naf.make(env, config.learn))
     method = off_policy.model_free(learner, config.collect.batch_size)
     if config.model != "none":
         model = _MODELS[config.model](env, config)
@@ -93,7 +94,7 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
 
 def _with_imagination(
     env: Env, config: Config, learner: Learner, model: _Model
-) -> Method:
+) -> OffPolicyHooks:
     checks.holds_an_episode(config.collect, env)
     size, num_envs = config.collect.batch_size, config.collect.num_envs
     capacity = config.retain * config.num_rollouts * config.rollout_length
@@ -103,19 +104,21 @@ def _with_imagination(
         state = model.init(jax.random.fold_in(key, 1))
         return learner.init(key), _World(state, imagined, jnp.ones(()))
 
-    def dream(key: Key, learned: PyTree, world: _World, data: Replay) -> tuple:
+    def dream(key: Key, learned: PyTree, model_state: _World, data: Replay) -> tuple:
         fit_key, start_key, key = jax.random.split(key, 3)
         episodes = linear_gaussian.latest(
             data, num_envs, config.num_episodes, env.episode_length
         )
-        state, metrics = model.fit(fit_key, world.model, data, episodes)
+        state, metrics = model.fit(fit_key, model_state.model, data, episodes)
         obs, time = _draw(start_key, episodes, config.num_rollouts)
 
         def step(now: tuple, key: Key) -> tuple[tuple, None]:
             (obs, time, alive, buffer), (act_key, key) = now, jax.random.split(key)
             keys = jax.random.split(act_key, len(obs))
             action = jax.vmap(lambda key, obs: act(key, obs, ())[0])(keys, obs)
-            rows = imagine.advance(key, model.at(state, time), model.read, obs, action)
+            rows = imagine.advance(
+                key, model.at(state, time), model.decode, obs, action
+            )
             buffer = replay.insert(buffer, rows, alive)
             alive = alive & ~rows.terminal & (time + 1 < env.episode_length)
             return (rows.next_obs, time + 1, alive, buffer), None
@@ -123,19 +126,21 @@ def _with_imagination(
         act = learner.explore(learned).act
         alive = jnp.full(len(obs), episodes.valid.any())
         keys = jax.random.split(key, config.rollout_length)
-        now, _ = jax.lax.scan(step, (obs, time, alive, world.imagined), keys)
+        now, _ = jax.lax.scan(step, (obs, time, alive, model_state.imagined), keys)
         return state, now[-1], metrics
 
     def prepare(
-        key: Key, learned: PyTree, world: _World, data: Replay, env_steps: Array
+        key: Key, learned: PyTree, model_state: _World, data: Replay, env_steps: Array
     ) -> tuple[_World, Metrics]:
-        go = lambda world: dream(key, learned, world, data)
-        shapes = jax.eval_shape(go, world)[-1]
+        go = lambda model_state: dream(key, learned, model_state, data)
+        shapes = jax.eval_shape(go, model_state)[-1]
         blank = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         until = config.imagine_until
         on = (env_steps < until) | (until == 0)
         state, imagined, metrics = loop.when(
-            on, lambda _: go(world), (world.model, world.imagined, blank)
+            on,
+            lambda _: go(model_state),
+            (model_state.model, model_state.imagined, blank),
         )
         used = on & (imagined.size > 0)
         share = jnp.where(used, config.real_share, jnp.ones(()))
@@ -146,13 +151,17 @@ def _with_imagination(
         }
 
     def update(
-        key: Key, learned: PyTree, world: _World, data: Replay
+        key: Key, learned: PyTree, model_state: _World, data: Replay
     ) -> tuple[PyTree, Metrics]:
         batch_key, key = jax.random.split(key)
-        batch = replay.mixed(batch_key, data, world.imagined, size, world.real_share)
+        batch = replay.mixed(
+            batch_key, data, model_state.imagined, size, model_state.real_share
+        )
         return learner.update(key, learned, batch)
 
-    return Method(init, prepare, update, learner.explore, learner.policy, model.predict)
+    return OffPolicyHooks(
+        init, prepare, update, learner.explore, learner.policy, model.predict
+    )
 
 
 def _linear(env: Env, config: Config) -> _Model:
@@ -184,18 +193,18 @@ def _linear(env: Env, config: Config) -> _Model:
 
         return sample
 
-    read = imagine.outcome(env, learn_reward=False, learn_terminal=False)
-    return _Model(init, fit, at, read, None)
+    decode = outcomes.decoder(env, learn_reward=False, learn_terminal=False)
+    return _Model(init, fit, at, decode, None)
 
 
 def _network(env: Env, config: Config) -> _Model:
-    model, read = imagine.learned(env, config.network)
+    model, decode = outcomes.learned(env, config.network)
     return _Model(
         init=model.init,
         fit=lambda key, state, data, episodes: model.fit(key, state, data),
-        at=lambda state, time: imagine.dealt(model, model.members(state)),
-        read=read,
-        predict=imagine.of_every_member(model),
+        at=lambda state, time: imagine.sample_ts1(model, model.members(state)),
+        decode=decode,
+        predict=outcomes.of_every_member(model),
     )
 
 

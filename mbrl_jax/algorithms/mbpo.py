@@ -17,11 +17,10 @@ Deviations: elites share the rows of a step equally; with `real_share` 1 it is S
 
 import dataclasses
 
-from mbrl_jax import branching, off_policy, validity
-from mbrl_jax.learners import sac
 from mbrl_jax.models import ensemble
 from mbrl_jax.ops import checks
 from mbrl_jax.types import Algorithm, Env
+from mbrl_jax.value_learning import branching, off_policy, sac, validity
 
 
 @dataclasses.dataclass(frozen=True)

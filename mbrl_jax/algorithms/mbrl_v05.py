@@ -14,8 +14,7 @@ fitted by least squares; options are those of `models/ensemble.py`.
 
 import dataclasses
 
-from mbrl_jax import aggregation
-from mbrl_jax.models import ensemble
+from mbrl_jax.models import aggregation, ensemble
 from mbrl_jax.planners import mpc
 from mbrl_jax.types import Algorithm, Env
 

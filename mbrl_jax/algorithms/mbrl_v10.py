@@ -13,8 +13,7 @@ A plan is executed blindly, however wrong it turns out on the way: see `mbrl_v15
 
 import dataclasses
 
-from mbrl_jax import aggregation
-from mbrl_jax.models import ensemble
+from mbrl_jax.models import aggregation, ensemble
 from mbrl_jax.ops import checks
 from mbrl_jax.planners import mpc
 from mbrl_jax.types import Algorithm, Env

@@ -13,8 +13,7 @@ with.  It pays with a search per action; version 2.0, `bptt`, has a network act.
 
 import dataclasses
 
-from mbrl_jax import aggregation
-from mbrl_jax.models import ensemble
+from mbrl_jax.models import aggregation, ensemble
 from mbrl_jax.ops import checks
 from mbrl_jax.planners import mpc
 from mbrl_jax.types import Algorithm, Env

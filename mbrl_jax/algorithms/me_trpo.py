@@ -23,14 +23,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mbrl_jax import actor_critic, imagine, replay
-from mbrl_jax.learners import a2c as a2c_learner
-from mbrl_jax.learners import natural_gradient as natural_gradient_learner
-from mbrl_jax.learners import ppo as ppo_learner
-from mbrl_jax.learners import reinforce as reinforce_learner
-from mbrl_jax.learners import trpo as trpo_learner
-from mbrl_jax.models import ensemble
+from mbrl_jax import replay
+from mbrl_jax.models import ensemble, imagine, outcomes
 from mbrl_jax.ops import checks, finite
+from mbrl_jax.policy_gradient import a2c as a2c_learner
+from mbrl_jax.policy_gradient import actor_critic
+from mbrl_jax.policy_gradient import natural_gradient as natural_gradient_learner
+from mbrl_jax.policy_gradient import ppo as ppo_learner
+from mbrl_jax.policy_gradient import reinforce as reinforce_learner
+from mbrl_jax.policy_gradient import trpo as trpo_learner
 from mbrl_jax.rollout import episode
 from mbrl_jax.types import Algorithm, Array, Env, Key, Learner, Metrics, Policy, PyTree
 
@@ -87,7 +88,7 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
     """The algorithm.  Raises ValueError for a configuration that cannot be."""
     checks.continuous(env)
     _validate(env, config)
-    model, read = imagine.learned(env, config.model)
+    model, decode = outcomes.learned(env, config.model)
     net = actor_critic.make(env, config.net)
     learner = _LEARNERS[config.learner](net, getattr(config, config.learner))
 
@@ -135,7 +136,7 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
                 policy = learner.explore(learned)
                 alone = jax.tree.map(lambda x: x[None], member)
                 steps, alive, _ = imagine.rollouts(
-                    noise_key, model, alone, read, policy, fixed, config.horizon
+                    noise_key, model, alone, decode, policy, fixed, config.horizon
                 )
                 return jnp.where(alive, steps.reward, 0).sum(axis=1).mean()
 
@@ -148,7 +149,7 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
                 rollout_key,
                 model,
                 members,
-                read,
+                decode,
                 learner.explore(learned),
                 starts,
                 config.horizon,
@@ -192,7 +193,7 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
     def policy(state: State) -> Policy:
         return learner.policy(state.learner)
 
-    return Algorithm(init, step, policy, imagine.of_every_member(model))
+    return Algorithm(init, step, policy, outcomes.of_every_member(model))
 
 
 def _validate(env: Env, config: Config) -> None:

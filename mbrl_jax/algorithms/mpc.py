@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mbrl_jax import imagine, simulator
+from mbrl_jax import rollout
+from mbrl_jax.envs import simulator
 from mbrl_jax.ops import checks
-from mbrl_jax.planners import mcts
+from mbrl_jax.planners import mcts, mcts_models
 from mbrl_jax.planners import mpc as planning
 from mbrl_jax.rollout import episode
 from mbrl_jax.types import (
@@ -94,11 +95,11 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
 
 def _planner(hidden: Env, config: Config) -> Policy:
     if config.planner == "mcts":
-        return mcts.make(hidden, config.search)
+        return mcts_models.make(hidden, config.search)
     checks.continuous(hidden, f"planner {config.planner!r}, unlike 'mcts',")
 
     def future(key: Key, shown: Any) -> Simulation:
-        return imagine.simulation(hidden, shown)
+        return rollout.simulation(hidden, shown)
 
     return planning.make(
         config.planner, config.plan, hidden.action_size, hidden.action_limit, future

@@ -14,12 +14,11 @@ itself.  The paper's learner is DDPG, `learner.name` td3 with one critic.
 
 import dataclasses
 
-from mbrl_jax import imagine, off_policy, value_expansion, value_learners
-from mbrl_jax.learners import td3
-from mbrl_jax.models import ensemble
+from mbrl_jax.models import ensemble, imagine, outcomes
 from mbrl_jax.ops import checks
 from mbrl_jax.types import Algorithm, Env, Key, Metrics, PyTree, Transition
-from mbrl_jax.value_learning import Rows
+from mbrl_jax.value_learning import by_name, expansion, off_policy, td3
+from mbrl_jax.value_learning.parts import Regression
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +28,7 @@ class Config:
     horizon: int = 3  # H, imagined steps after each real one
     td_k: bool = True  # learn at imagined states, too
     collect: off_policy.Config = off_policy.Config(updates_per_step=4)
-    learner: value_learners.Config = value_learners.Config(name="td3", td3=td3.DDPG)
+    learner: by_name.Config = by_name.Config(name="td3", td3=td3.DDPG)
     model: ensemble.Config = ensemble.Config(
         num_members=1, hidden_sizes=(128, 128), learn_reward=True
     )
@@ -41,17 +40,17 @@ State = off_policy.State
 def make(env: Env, config: Config = Config()) -> Algorithm:
     """The algorithm.  Raises ValueError for a configuration that cannot be."""
     checks.at_least(config, 0, "horizon")
-    learner = value_learners.make(env, config.learner)
-    model, read = imagine.learned(env, config.model)
+    learner = by_name.make(env, config.learner)
+    model, decode = outcomes.learned(env, config.model)
 
     def expand(
         learned: PyTree, key: Key, batch: Transition, members: PyTree
-    ) -> tuple[Rows, Metrics]:
-        sample = imagine.dealt(model, members)
-        rows = value_expansion.mve(
-            learner, learned, key, batch, sample, read, config.horizon, config.td_k
+    ) -> tuple[Regression, Metrics]:
+        sample = imagine.sample_ts1(model, members)
+        rows = expansion.mve(
+            learner, learned, key, batch, sample, decode, config.horizon, config.td_k
         )
         return rows, {}
 
-    method = value_expansion.method(learner, model, config.collect.batch_size, expand)
+    method = expansion.method(learner, model, config.collect.batch_size, expand)
     return off_policy.make(env, method, config.collect)

@@ -1,13 +1,12 @@
 """NAF: Q-learning by normalised advantage functions (Gu et al., 2016).
 
-Acting in the environment; `learners/naf.py` says how it learns.
+Acting in the environment; `value_learning/naf.py` says how it learns.
 """
 
 import dataclasses
 
-from mbrl_jax import off_policy, value_learning
-from mbrl_jax.learners import naf
 from mbrl_jax.types import Algorithm, Env
+from mbrl_jax.value_learning import naf, off_policy, parts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +22,6 @@ State = off_policy.State
 
 def make(env: Env, config: Config = Config()) -> Algorithm:
     """The algorithm.  Raises ValueError for a configuration that cannot be."""
-    learner = value_learning.learner(naf.make(env, config.learn))
+    learner = parts.learner(naf.make(env, config.learn))
     method = off_policy.model_free(learner, config.collect.batch_size)
     return off_policy.make(env, method, config.collect)

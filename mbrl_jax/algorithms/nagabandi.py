@@ -26,19 +26,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mbrl_jax import (
-    actor_critic,
-    aggregation,
-    imagine,
-    on_policy,
-    optimizers,
-    policies,
-    replay,
-)
-from mbrl_jax.learners import trpo as trpo_learner
-from mbrl_jax.models import ensemble
+from mbrl_jax import gathering, imitation, optimizers, policies, replay
+from mbrl_jax.models import aggregation, ensemble, outcomes
 from mbrl_jax.ops import checks, loop, normalize
 from mbrl_jax.planners import mpc
+from mbrl_jax.policy_gradient import actor_critic
+from mbrl_jax.policy_gradient import trpo as trpo_learner
 from mbrl_jax.rollout import episode
 from mbrl_jax.types import (
     Algorithm,
@@ -48,7 +41,6 @@ from mbrl_jax.types import (
     Metrics,
     Params,
     Policy,
-    Transition,
 )
 
 
@@ -89,7 +81,7 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
     model, planned = aggregation.planning(env, config)
     net = actor_critic.make(env, config.net)
     learner = trpo_learner.make(net, config.trpo)
-    gatherer = on_policy.of_episodes(env, config.num_episodes)
+    gatherer = gathering.episode_gatherer(env, config.num_episodes)
     optimizer = optimizers.clipped_adam(config.learning_rate, config.max_norm)
     num_before = config.num_random_episodes + config.num_model_episodes
 
@@ -140,7 +132,7 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
 
         def learn(carry: tuple[State, Array]) -> tuple[State, Array]:
             state, _ = carry
-            actions = ask(ask_key, state, transitions.obs)
+            actions = imitation.ask(ask_key, planned(state.model), transitions.obs)
             answers = transitions._replace(action=actions)
             known = replay.insert(state.answers, answers, valid)
             return imitate(update_key, state._replace(answers=known))
@@ -174,45 +166,29 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
             "imitation/skipped_updates": state.opt_state.num_skipped,
         }
 
-    def ask(key: Key, state: State, obs: Array) -> Array:
-        """What MPC, on its own way from step to step, does at each obs [T, O]."""
-        controller = planned(state.model)
-
-        def one(memory: mpc.Memory, x: tuple[Key, Array]) -> tuple[mpc.Memory, Array]:
-            action, memory = controller.act(*x, memory)
-            return memory, action
-
-        keys = jax.random.split(key, obs.shape[0])
-        return jax.lax.scan(one, controller.init(), (keys, obs))[1]
-
     def imitate(key: Key, state: State) -> tuple[State, Array]:
         """Fits the network to the answers; the mean loss of the last tenth."""
         known, agent = state.answers, state.learner.agent
-        everything = (
-            normalize.running(env.obs_size),
-            known.data.obs,
-            replay.valid(known),
+        seen = normalize.running_stats(env.obs_size)
+        agent = agent._replace(
+            obs=normalize.update(seen, known.data.obs, replay.valid(known))
         )
-        agent = agent._replace(obs=normalize.update(*everything))
 
-        def loss(actor: Params, batch: Transition) -> Array:
+        def act(actor: Params, obs: Array) -> Array:
             acts = actor_critic.policy(net, agent._replace(actor=actor), explore=False)
-            actions, _ = jax.vmap(acts.act, (None, 0, None))(
-                key, batch.obs, acts.init()
-            )
-            error = actions - batch.action
-            return jnp.square(error / env.action_limit).mean()
+            return acts.act(key, obs, acts.init())[0]
 
-        def update(carry: tuple, key: Key) -> tuple[tuple, Array]:
-            actor, opt_state = carry
-            batch = replay.sample(key, known, config.batch_size)
-            value, gradient = jax.value_and_grad(loss)(actor, batch)
-            updates, opt_state = optimizer.update(gradient, opt_state)
-            return (optax.apply_updates(actor, updates), opt_state), value
-
-        keys = jax.random.split(key, config.num_updates)
-        carry = (agent.actor, state.opt_state)
-        (actor, opt_state), losses = jax.lax.scan(update, carry, keys)
+        actor, opt_state, losses = imitation.fit(
+            key,
+            act,
+            optimizer,
+            agent.actor,
+            state.opt_state,
+            known,
+            action_limit=env.action_limit,
+            num_updates=config.num_updates,
+            batch_size=config.batch_size,
+        )
         learned = state.learner._replace(agent=agent._replace(actor=actor))
         state = state._replace(learner=learned, opt_state=opt_state)
         return state, losses[-max(1, config.num_updates // 10) :].mean()
@@ -222,7 +198,7 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
         acts = learner.policy(state.learner)
         return policies.switch(by_plan, planned(state.model), acts)
 
-    predict = imagine.of_every_member(model)
+    predict = outcomes.of_every_member(model)
     return Algorithm(init, step, policy, predict)
 
 

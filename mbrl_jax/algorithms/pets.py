@@ -15,10 +15,10 @@ cores; those of `models/ensemble.py`.
 
 import dataclasses
 
-from mbrl_jax import aggregation, imagine
-from mbrl_jax.models import ensemble
+from mbrl_jax.models import aggregation, ensemble, outcomes, particles
 from mbrl_jax.models.propagation import PROPAGATIONS
 from mbrl_jax.ops import checks
+from mbrl_jax.ops import risk as risks
 from mbrl_jax.planners import mpc
 from mbrl_jax.types import Algorithm, Array, Env, Key, Objective, Policy, PyTree
 
@@ -45,8 +45,8 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
     """The algorithm.  Raises ValueError for a configuration that cannot be."""
     checks.continuous(env)
     _validate(env, config)
-    model, read = imagine.learned(env, config.model)
-    risk = imagine.RISKS[config.risk](config.risk_level)
+    model, decode = outcomes.learned(env, config.model)
+    worth = risks.RISKS[config.risk](config.risk_level)
     deterministic = config.propagation == "expectation"
     num_particles = 1 if deterministic else config.num_particles
 
@@ -55,10 +55,12 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
 
         def objective(key: Key, obs: Array) -> Objective:
             if config.planner in mpc.LOOK_INSIDE:
-                return imagine.particle_mean(key, propagate, read, obs, num_particles)
-            return lambda actions: risk(
-                imagine.particle_returns(
-                    key, propagate, read, obs, actions, num_particles
+                return particles.particle_mean(
+                    key, propagate, decode, obs, num_particles
+                )
+            return lambda actions: worth(
+                particles.particle_returns(
+                    key, propagate, decode, obs, actions, num_particles
                 )
             )
 
@@ -79,7 +81,7 @@ def _validate(env: Env, config: Config) -> None:
     mpc.validate(config.planner, config.plan)
     ensemble.validate(config.model)
     checks.one_of(config, "propagation", PROPAGATIONS)
-    checks.one_of(config, "risk", imagine.RISKS)
+    checks.one_of(config, "risk", risks.RISKS)
     if config.planner in mpc.LOOK_INSIDE and config.risk != "mean":
         raise ValueError(
             f"risk is {config.risk!r}: {config.planner} plans for the mean only"

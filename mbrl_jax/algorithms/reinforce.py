@@ -1,13 +1,13 @@
 """REINFORCE (Williams, 1992).
 
-Acting in environments side by side; `learners/reinforce.py` says how it learns.
+Acting in environments side by side; `policy_gradient/reinforce.py` says how it learns.
 """
 
 import dataclasses
 
-from mbrl_jax import actor_critic, on_policy
-from mbrl_jax.learners import reinforce
+from mbrl_jax import gathering
 from mbrl_jax.ops import checks
+from mbrl_jax.policy_gradient import actor_critic, on_policy, reinforce
 from mbrl_jax.types import Algorithm, Env
 
 
@@ -28,5 +28,5 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
     checks.at_least(config, 2, "num_envs")  # each is the baseline of the others
     net = actor_critic.make(env, config.net)
     learner = reinforce.make(net, config.learn)
-    gatherer = on_policy.of_episodes(env, config.num_envs)
+    gatherer = gathering.episode_gatherer(env, config.num_envs)
     return on_policy.make(learner, gatherer)

@@ -26,12 +26,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mbrl_jax import closed_loop, gradients, optimizers, parallel, policies
-from mbrl_jax.closed_loop import Problem, Rollout
+from mbrl_jax import optimizers, policies
+from mbrl_jax.gradients import closed_loop, pathwise, windows
+from mbrl_jax.gradients.closed_loop import ExpectedReturn, Rollout
+from mbrl_jax.gradients.windows import Parallel
 from mbrl_jax.networks import MLP
 from mbrl_jax.ops import checks, estimate, normalize
 from mbrl_jax.ops.returns import td_lambda
-from mbrl_jax.parallel import Parallel
 from mbrl_jax.types import Algorithm, Array, Env, Key, Metrics, Params, Policy
 
 
@@ -52,7 +53,7 @@ class Config:
     init_std: float = 0.2  # of the action before squashing, in units of its limit
     critic_sizes: tuple[int, ...] = (64, 64)
     critic_learning_rate: float = 1e-3
-    trace_decay: float = 0.95  # lambda of TD(lambda)
+    td_lambda: float = 0.95  # lambda of TD(lambda)
     target_decay: float = 0.2  # weight of the OLD target critic
     num_epochs: int = 16  # passes of the critic over a window
     num_minibatches: int = 4  # in a pass
@@ -65,7 +66,7 @@ class State(NamedTuple):
     critic: Params
     target: Params
     critic_opt_state: optax.OptState
-    scale: normalize.Running  # of returns
+    scale: normalize.RunningStats  # of returns
     envs: Parallel
 
 
@@ -74,7 +75,7 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
     environment without a gradient."""
     checks.continuous(env)
     _validate(config)
-    gradients.check(env)
+    pathwise.check(env)
     network = policies.squashed(env, config.hidden_sizes, config.init_std)
     critic: Any = MLP(config.critic_sizes, 1, nn.elu)
     system = closed_loop.from_env(env)
@@ -99,8 +100,8 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
             critic_params,
             critic_params,
             critic_optimizer.init(critic_params),
-            normalize.running(1),
-            parallel.init(envs_key, env, config.num_envs),
+            normalize.running_stats(1),
+            windows.init(envs_key, env, config.num_envs),
         )
 
     def update(state: State, key: Key) -> tuple[State, Metrics]:
@@ -112,7 +113,7 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
             found = critic.apply(state.target, normalize.normalise(stats, obs))
             return (found * scale.std + scale.mean)[0]
 
-        problem = Problem(
+        problem = ExpectedReturn(
             system,
             closed_loop.Actor(policies.sampler(network, stats)),
             config.horizon,
@@ -120,7 +121,7 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
             value,
             config.segment,
         )
-        gradient, samples, valid, envs = parallel.window(
+        gradient, samples, valid, envs = windows.window(
             window_key, state.params, env, problem, state.envs
         )
         params, opt_state = optimizers.ascend(
@@ -158,7 +159,7 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
                 steps.terminal,
                 nowhere,
                 config.discount,
-                config.trace_decay,
+                config.td_lambda,
             )
 
         returns, steps = jax.vmap(one)(samples), samples.steps
@@ -201,7 +202,7 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
         state, seen = jax.lax.scan(update, state, keys)
         skipped = state.opt_state.num_skipped + state.critic_opt_state.num_skipped
         return state, {
-            **parallel.metrics(state.envs),
+            **windows.metrics(state.envs),
             **jax.tree.map(jnp.mean, seen),
             "gradient/skipped_updates": skipped,
         }
@@ -218,7 +219,7 @@ def _validate(config: Config) -> None:
     checks.at_least(config, 0, "decay_steps", "segment")
     rates = ("learning_rate", "critic_learning_rate")
     checks.positive(config, *rates, "max_norm", "init_std")
-    checks.within(config, 0, 1, "discount", "b1", "b2", "trace_decay", "target_decay")
+    checks.within(config, 0, 1, "discount", "b1", "b2", "td_lambda", "target_decay")
     checks.divides(config, "segment", "horizon")
     if config.num_envs * config.horizon % config.num_minibatches:
         raise ValueError(

@@ -19,12 +19,11 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from mbrl_jax import imagine, off_policy, value_expansion, value_learners
-from mbrl_jax.learners import td3
-from mbrl_jax.models import ensemble
+from mbrl_jax.models import ensemble, outcomes
 from mbrl_jax.ops import checks
 from mbrl_jax.types import Algorithm, Array, Env, Key, Metrics, PyTree, Transition
-from mbrl_jax.value_learning import Rows, ValueLearner
+from mbrl_jax.value_learning import by_name, expansion, off_policy, td3
+from mbrl_jax.value_learning.parts import Regression, ValueLearner
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +32,7 @@ class Config:
 
     horizon: int = 3  # H, imagined steps after each real one, at most
     collect: off_policy.Config = off_policy.Config(updates_per_step=4)
-    learner: value_learners.Config = value_learners.Config(
+    learner: by_name.Config = by_name.Config(
         name="td3", td3=dataclasses.replace(td3.DDPG, num_critics=4)
     )
     model: ensemble.Config = ensemble.Config(
@@ -47,19 +46,19 @@ State = off_policy.State
 def make(env: Env, config: Config = Config()) -> Algorithm:
     """The algorithm.  Raises ValueError for a configuration that cannot be."""
     checks.at_least(config, 0, "horizon")
-    learner = value_learners.make(env, config.learner)
+    learner = by_name.make(env, config.learner)
     _needs_critics(env, learner, config)
-    model, read = imagine.learned(env, config.model)
+    model, decode = outcomes.learned(env, config.model)
 
     def expand(
         learned: PyTree, key: Key, batch: Transition, members: PyTree
-    ) -> tuple[Rows, Metrics]:
-        rows, weights = value_expansion.steve(
-            learner, learned, key, batch, model, members, read, config.horizon
+    ) -> tuple[Regression, Metrics]:
+        rows, weights = expansion.steve(
+            learner, learned, key, batch, model, members, decode, config.horizon
         )
         return rows, {"expansion/weight_of_model": 1 - weights[:, 0].mean()}
 
-    method = value_expansion.method(learner, model, config.collect.batch_size, expand)
+    method = expansion.method(learner, model, config.collect.batch_size, expand)
     return off_policy.make(env, method, config.collect)
 
 

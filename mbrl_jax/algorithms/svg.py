@@ -24,6 +24,7 @@ windows are products, cut at `max_weight`.
 """
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -31,8 +32,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mbrl_jax import imagine, optimizers, replay
-from mbrl_jax.models import ensemble
+from mbrl_jax import optimizers, replay
+from mbrl_jax.models import ensemble, outcomes
+from mbrl_jax.models.outcomes import Outcome
 from mbrl_jax.networks import MLP
 from mbrl_jax.ops import checks, estimate, finite, normalize
 from mbrl_jax.rollout import episode
@@ -46,6 +48,7 @@ from mbrl_jax.types import (
     Params,
     Policy,
     PyTree,
+    Transition,
 )
 
 _NO_ACTION = jnp.zeros(0)
@@ -104,7 +107,7 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
     checks.continuous(env)
     _validate(env, config)
     never = lambda obs, action, next_obs: jnp.zeros((), bool)  # ends are in the data
-    model, read = imagine.learned(env._replace(terminal=never), config.model)
+    model, decode = outcomes.learned(env._replace(terminal=never), config.model)
     network: Any = MLP(config.hidden_sizes, env.action_size)
     critic: Any = MLP(config.critic_sizes, 1)
     optimizer, critic_optimizer = (
@@ -226,11 +229,11 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
         """
 
         def act(obs: Array, real: Array) -> Array:
-            return clip(imagine.as_it_was(gaussian(state, params, obs), real))
+            return clip(_with_inferred_noise(gaussian(state, params, obs), real))
 
         predict = partial(model.predict, member)
-        total, weight, obs = imagine.retrace(
-            act, predict, read, window, valid, config.discount
+        total, weight, obs = _retrace(
+            act, predict, decode, window, valid, config.discount
         )
         if config.horizon > 0:
             total += weight * value(state, state.critic, obs)
@@ -314,9 +317,56 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
         return Policy(lambda: (), lambda key, obs, _: (mean(obs), ()))
 
     def predict(state: State, obs: Array, action: Array) -> Gaussian:
-        return imagine.of_every_member(model)(state, obs, clip(action))
+        return outcomes.of_every_member(model)(state, obs, clip(action))
 
     return Algorithm(init, step, policy, predict)
+
+
+def _with_inferred_noise(gaussian: Gaussian, x: Array) -> Array:
+    """The sample `x` as mean + std noise, with the noise that makes it `x` [D].
+
+    Where there is no std, `x` is the mean and a rest.  Its value is `x`, its gradient
+    that of mean and std (SVG, Heess et al., 2015, Sec. 4.1).
+    """
+    mean, std = gaussian
+    safe = jnp.where(std > 0, std, 1)
+    noise = jax.lax.stop_gradient(jnp.where(std > 0, (x - mean) / safe, 0))
+    again = mean + std * noise
+    return again + jax.lax.stop_gradient(x - again)
+
+
+def _retrace(
+    act: Callable[[Array, Array], Array],
+    predict: Callable[[Array, Array], Gaussian],
+    decode: Callable[[Array, Array, Array], Outcome],
+    window: Transition,
+    valid: Array,
+    discount: float | Array,
+) -> tuple[Array, Array, Array]:
+    """Goes through a real window [H, ...] again, with policy and model, noise inferred.
+
+    `act` makes of (obs, the real action) the same action, `predict` and `decode` are
+    the model's.  All values are those of what happened, up to what `valid` [H] leaves
+    out; their gradients go through policy and model.  Returns the discounted return [],
+    the weight [] of what follows (0 after an end), and the obs [O] where it follows.
+    """
+
+    def advance(
+        carry: tuple[Array, Array, Array], x: tuple[Transition, Array]
+    ) -> tuple[tuple[Array, Array, Array], None]:
+        (total, weight, obs), (real, valid) = carry, x
+        action = act(obs, real.action)
+        prediction = predict(obs, action)
+        happened = jnp.append(real.next_obs, real.reward)[: prediction.mean.size]
+        result = decode(obs, action, _with_inferred_noise(prediction, happened))
+        total = total + jnp.where(valid, weight * result.reward, 0)
+        later = jnp.where(real.terminal, 0, weight * discount)
+        weight = jnp.where(valid, later, weight)
+        return (total, weight, jnp.where(valid, result.next_obs, obs)), None
+
+    one = jnp.ones((), window.obs.dtype)
+    start = (jnp.zeros_like(one), one, window.obs[0])
+    return jax.lax.scan(advance, start, (window, valid))[0]
 
 
 def _validate(env: Env, config: Config) -> None:

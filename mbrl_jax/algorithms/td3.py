@@ -1,13 +1,12 @@
 """TD3 (Fujimoto et al., 2018); one critic and no delay make it DDPG.
 
-Acting in the environment; `learners/td3.py` says how it learns.
+Acting in the environment; `value_learning/td3.py` says how it learns.
 """
 
 import dataclasses
 
-from mbrl_jax import off_policy, value_learning
-from mbrl_jax.learners import td3
 from mbrl_jax.types import Algorithm, Env
+from mbrl_jax.value_learning import off_policy, parts, td3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +22,6 @@ State = off_policy.State
 
 def make(env: Env, config: Config = Config()) -> Algorithm:
     """The algorithm.  Raises ValueError for a configuration that cannot be."""
-    learner = value_learning.learner(td3.make(env, config.learn))
+    learner = parts.learner(td3.make(env, config.learn))
     method = off_policy.model_free(learner, config.collect.batch_size)
     return off_policy.make(env, method, config.collect)

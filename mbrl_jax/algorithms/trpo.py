@@ -1,13 +1,13 @@
 """TRPO: trust region policy optimisation (Schulman et al., 2015).
 
-Acting in environments side by side; `learners/trpo.py` says how it learns.
+Acting in environments side by side; `policy_gradient/trpo.py` says how it learns.
 """
 
 import dataclasses
 
-from mbrl_jax import actor_critic, on_policy
-from mbrl_jax.learners import trpo
+from mbrl_jax import gathering
 from mbrl_jax.ops import checks
+from mbrl_jax.policy_gradient import actor_critic, on_policy, trpo
 from mbrl_jax.types import Algorithm, Env
 
 
@@ -29,5 +29,5 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
     checks.at_least(config, 1, "num_envs", "window")
     net = actor_critic.make(env, config.net)
     learner = trpo.make(net, config.learn)
-    gatherer = on_policy.of_windows(env, config.num_envs, config.window)
+    gatherer = gathering.window_gatherer(env, config.num_envs, config.window)
     return on_policy.make(learner, gatherer)

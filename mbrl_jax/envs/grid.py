@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mbrl_jax import simulator
+from mbrl_jax.envs import simulator
 from mbrl_jax.ops import raster
 from mbrl_jax.ops.tabular import Tables
 from mbrl_jax.types import Array, Env, Key

@@ -32,7 +32,7 @@ class Sim(NamedTuple):
     actions: Array  # [L, A], L = episode_length
 
 
-class Task(NamedTuple):
+class GymnasiumTask(NamedTuple):
     """The rules of one of Gymnasium's tasks."""
 
     terminal: Rule
@@ -190,8 +190,10 @@ def inverted_pendulum_reward(obs: Array, action: Array, next_obs: Array) -> Arra
 
 
 TASKS = {
-    "Pendulum-v1": Task(never, pendulum_reward),
-    "InvertedPendulum-v5": Task(inverted_pendulum_terminal, inverted_pendulum_reward),
+    "Pendulum-v1": GymnasiumTask(never, pendulum_reward),
+    "InvertedPendulum-v5": GymnasiumTask(
+        inverted_pendulum_terminal, inverted_pendulum_reward
+    ),
 }
 
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mbrl_jax import simulator
+from mbrl_jax.envs import simulator
 from mbrl_jax.ops import raster
 from mbrl_jax.types import Array, Env, Key
 
@@ -24,7 +24,7 @@ START = 1.0  # the state starts uniform within +-
 EPISODE_LENGTH = 50
 
 
-class Problem(NamedTuple):
+class LinearQuadratic(NamedTuple):
     A: Matrix  # [O, O]
     B: Matrix  # [O, A]
     Q: Matrix  # [O, O] positive semi-definite
@@ -34,7 +34,7 @@ class Problem(NamedTuple):
 
 # Two masses of 1 kg on a line, x = (positions, velocities), with a spring (2 N/m) and a
 # damper (0.2 N s/m) between them and a force on the first; semi-implicit Euler, 0.1 s.
-TWO_MASSES = Problem(
+TWO_MASSES = LinearQuadratic(
     A=(
         (0.98, 0.02, 0.098, 0.002),
         (0.02, 0.98, 0.002, 0.098),
@@ -64,7 +64,7 @@ class Optimum(NamedTuple):
 
 
 def make(
-    problem: Problem = TWO_MASSES,
+    problem: LinearQuadratic = TWO_MASSES,
     *,
     action_limit: float = ACTION_LIMIT,
     episode_length: int = EPISODE_LENGTH,
@@ -100,7 +100,7 @@ def make(
     )
 
 
-def optimum(problem: Problem, horizon: int) -> Optimum:
+def optimum(problem: LinearQuadratic, horizon: int) -> Optimum:
     """The best controller over T = `horizon` steps, by the Riccati recursion."""
     A, B, Q, R = (jnp.asarray(matrix, jnp.result_type(float)) for matrix in problem[:4])
     noise_var = problem.noise_std**2
@@ -129,7 +129,7 @@ def optimal_return(best: Optimum, x: Array) -> Array:
     return -(x @ best.costs[0] @ x + best.noise_costs[0])
 
 
-def _sizes(problem: Problem) -> tuple[int, int]:
+def _sizes(problem: LinearQuadratic) -> tuple[int, int]:
     shapes = [np.shape(matrix) for matrix in problem[:4]]
     obs_size, action_size = shapes[1] if len(shapes[1]) == 2 else (0, 0)
     wanted = [

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mbrl_jax import simulator
+from mbrl_jax.envs import simulator
 from mbrl_jax.ops import raster
 from mbrl_jax.types import Array, Env, Key
 

@@ -17,7 +17,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from mbrl_jax import simulator
+from mbrl_jax.envs import simulator
 from mbrl_jax.ops import raster
 from mbrl_jax.types import Array, Env, Key
 

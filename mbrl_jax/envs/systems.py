@@ -26,7 +26,7 @@ def finite(obs: Array) -> Array:
     return jnp.isfinite(obs).all()
 
 
-class System(NamedTuple):
+class ParametricSystem(NamedTuple):
     """For one example."""
 
     parameters: PyTree  # all constants, in NamedTuples, dataclasses and arrays
@@ -50,7 +50,7 @@ def replace(parameters: PyTree, values: Values) -> PyTree:
     return jax.tree.unflatten(tree, leaves)
 
 
-def own(name: str) -> System:
+def own(name: str) -> ParametricSystem:
     """One of the project's own environments.  Raises ValueError for others.
 
     Actions are taken as they are, also beyond the environment's limits.
@@ -60,7 +60,7 @@ def own(name: str) -> System:
     return _OWN[name]
 
 
-def of_brax(brax_env: Any) -> System:
+def of_brax(brax_env: Any) -> ParametricSystem:
     """A Brax environment of the generalized backend; the constants are its `sys`.
 
     States and observations are positions and velocities of the joints, (q, qd); actions
@@ -95,7 +95,7 @@ def of_brax(brax_env: Any) -> System:
         return jnp.concatenate([new.q, new.qd])
 
     free = sys.replace(dof=sys.dof.replace(limit=None))
-    return System(free, dynamics, _same, _same, holds)
+    return ParametricSystem(free, dynamics, _same, _same, holds)
 
 
 def _places(
@@ -137,25 +137,25 @@ def _reacher_dynamics(
 
 
 _OWN = {
-    "pendulum": System(
+    "pendulum": ParametricSystem(
         pendulum.PENDULUM, _last(pendulum.dynamics), pendulum.observe, pendulum.place
     ),
-    "cartpole_swingup": System(
+    "cartpole_swingup": ParametricSystem(
         cartpole.SWINGUP,
         _last(cartpole.swingup_dynamics),
         cartpole.observe,
         cartpole.place,
     ),
-    "cartpole_balance": System(
+    "cartpole_balance": ParametricSystem(
         cartpole.BALANCE, _last(cartpole.balance_dynamics), _same, _same
     ),
-    "cartpole_pets": System(
+    "cartpole_pets": ParametricSystem(
         cartpole.PETS, _last(cartpole.pets_dynamics), cartpole.observe, cartpole.place
     ),
-    "acrobot": System(
+    "acrobot": ParametricSystem(
         acrobot.ACROBOT, _last(acrobot.dynamics), acrobot.observe, acrobot.place
     ),
-    "reacher": System(
+    "reacher": ParametricSystem(
         reacher.REACHER,
         _last(_reacher_dynamics),
         lambda state: reacher.observe(_reacher_state(state)),

@@ -9,7 +9,7 @@ time.
 import jax
 import jax.numpy as jnp
 
-from mbrl_jax import simulator
+from mbrl_jax.envs import simulator
 from mbrl_jax.ops import raster
 from mbrl_jax.types import Array, Env, Key
 

@@ -64,7 +64,7 @@ class Member(NamedTuple):
     targets: normalize.Statistics
 
 
-class Rows(NamedTuple):
+class ModelData(NamedTuple):
     """Normalised data."""
 
     inputs: Array  # [..., O + A]
@@ -113,12 +113,12 @@ def make(obs_size: int, action_size: int, config: Config = Config()) -> Model:
         mean = network.apply(params, inputs)
         return mean, jnp.full_like(mean, -jnp.inf)
 
-    def errors(params: Params, rows: Rows) -> Array:
+    def errors(params: Params, rows: ModelData) -> Array:
         """The mean squared error of each row, []."""
         mean, _ = apply(params, rows.inputs)
         return jnp.square(mean[:, :num_targets] - rows.targets).mean(axis=1)
 
-    def loss(params: Params, rows: Rows) -> Array:
+    def loss(params: Params, rows: ModelData) -> Array:
         mean, log_var = apply(params, rows.inputs)
         terms = jnp.square(mean[:, :num_targets] - rows.targets)
         if config.probabilistic:
@@ -145,7 +145,7 @@ def make(obs_size: int, action_size: int, config: Config = Config()) -> Model:
         if config.num_members == 1:  # a single network sees all the data
             own_rows = jnp.arange(replay.capacity)[None]
 
-        def batch(key: Key) -> Rows:  # [M, B, ...]
+        def batch(key: Key) -> ModelData:  # [M, B, ...]
             shape = (config.num_members, config.batch_size)
             at = jax.random.randint(key, shape, 0, num_train)
             drawn = jnp.take_along_axis(own_rows, at, axis=1)
@@ -256,7 +256,7 @@ def _penalty(params: Params, config: Config) -> Array:
 
 def _normalised(
     replay: Replay, config: Config
-) -> tuple[normalize.Statistics, normalize.Statistics, Rows]:
+) -> tuple[normalize.Statistics, normalize.Statistics, ModelData]:
     """The statistics of inputs and targets, and all the data, normalised by them."""
     data = replay.data
     valid = jnp.arange(replay.capacity) < replay.size
@@ -276,7 +276,7 @@ def _normalised(
     input_stats, inputs = normalised(inputs)
     target_stats, targets = normalised(targets)
     terminal = data.terminal.astype(inputs.dtype)
-    return input_stats, target_stats, Rows(inputs, targets, terminal)
+    return input_stats, target_stats, ModelData(inputs, targets, terminal)
 
 
 def _split(key: Key, replay: Replay, config: Config) -> tuple[Array, Array, Array]:

@@ -15,10 +15,12 @@ import jax.numpy as jnp
 
 from mbrl_jax.types import Array, Gaussian, Key, Model, PyTree
 
-Step = Callable[[Key, Array, Array], Array]  # (key, obs [P, O], action [A]) -> [P, D]
+Propagate = Callable[
+    [Key, Array, Array], Array
+]  # (key, obs [P, O], action [A]) -> [P, D]
 
 
-def expectation(model: Model, state: PyTree) -> Step:
+def expectation(model: Model, state: PyTree) -> Propagate:
     """E: each particle moves to the mean over the members' means.  One is enough."""
     members = model.members(state)
 
@@ -30,7 +32,7 @@ def expectation(model: Model, state: PyTree) -> Step:
     return step
 
 
-def ts_inf(model: Model, state: PyTree) -> Step:
+def ts_inf(model: Model, state: PyTree) -> Propagate:
     """TS-infinity: a particle stays with one member for the whole horizon."""
     members = model.members(state)
 
@@ -42,7 +44,7 @@ def ts_inf(model: Model, state: PyTree) -> Step:
     return step
 
 
-def ts1(model: Model, state: PyTree) -> Step:
+def ts1(model: Model, state: PyTree) -> Propagate:
     """TS1: the particles are dealt to the members anew at every step."""
     follow = ts_inf(model, state)
 
@@ -55,7 +57,7 @@ def ts1(model: Model, state: PyTree) -> Step:
     return step
 
 
-def distribution_sampling(model: Model, state: PyTree) -> Step:
+def distribution_sampling(model: Model, state: PyTree) -> Propagate:
     """DS: each member's particles are redrawn from the Gaussian with their moments."""
     members = model.members(state)
 
@@ -68,7 +70,7 @@ def distribution_sampling(model: Model, state: PyTree) -> Step:
     return step
 
 
-def moment_matching(model: Model, state: PyTree) -> Step:
+def moment_matching(model: Model, state: PyTree) -> Propagate:
     """MM: all particles are redrawn from one Gaussian with their mean and variance."""
     members = model.members(state)
 

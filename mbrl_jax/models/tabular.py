@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from mbrl_jax.types import Array, Key
 
 
-class Step(NamedTuple):
+class TabularTransition(NamedTuple):
     """What happened once.  With a `state` of S it is written nowhere."""
 
     state: Array  # [] int32
@@ -30,7 +30,7 @@ class Step(NamedTuple):
     terminal: Array  # [] bool
 
 
-class Outcome(NamedTuple):
+class TabularOutcome(NamedTuple):
     """What the model says that comes."""
 
     reward: Array  # []
@@ -42,7 +42,7 @@ class Last(NamedTuple):
     """The deterministic model's state."""
 
     tried_at: Array  # [S, A] int32 time of the last try, 0: never
-    outcome: Outcome  # [S, A] of that
+    outcome: TabularOutcome  # [S, A] of that
 
 
 class Counts(NamedTuple):
@@ -58,9 +58,11 @@ class Tabular(NamedTuple):
     """A model as functions.  `state.tried_at` [S, A] is there in every one."""
 
     init: Callable[[], Any]
-    update: Callable[[Any, Array, Step], Any]  # (state, time from 1 on, step)
-    sample: Callable[[Key, Any, Array, Array], Outcome]  # (key, state, s, a)
-    worth: Callable[[Any, Array], Array]
+    update: Callable[
+        [Any, Array, TabularTransition], Any
+    ]  # (state, time from 1 on, step)
+    sample: Callable[[Key, Any, Array, Array], TabularOutcome]  # (key, state, s, a)
+    backup: Callable[[Any, Array], Array]
     # (state, values after a step [S]) -> reward and value expected of each pair [S, A]
     leads_to: Callable[[Any, Array], Array]
     # (state, s) -> [S, A] bool, the pairs that were seen to lead there
@@ -74,29 +76,29 @@ def deterministic(num_states: int, num_actions: int) -> Tabular:
         here = jnp.arange(num_states, dtype=jnp.int32)
         return Last(
             jnp.zeros(shape, jnp.int32),
-            Outcome(
+            TabularOutcome(
                 reward=jnp.zeros(shape, jnp.result_type(float)),
                 next_state=jnp.broadcast_to(here[:, None], shape),
                 terminal=jnp.zeros(shape, bool),
             ),
         )
 
-    def update(state: Last, time: Array, step: Step) -> Last:
-        new = Last(time, Outcome(step.reward, step.next_state, step.terminal))
+    def update(state: Last, time: Array, step: TabularTransition) -> Last:
+        new = Last(time, TabularOutcome(step.reward, step.next_state, step.terminal))
         at = step.state, step.action
         return jax.tree.map(lambda x, y: x.at[at].set(y, mode="drop"), state, new)
 
-    def sample(key: Key, state: Last, s: Array, a: Array) -> Outcome:
+    def sample(key: Key, state: Last, s: Array, a: Array) -> TabularOutcome:
         return jax.tree.map(lambda x: x[s, a], state.outcome)
 
-    def worth(state: Last, values: Array) -> Array:
+    def backup(state: Last, values: Array) -> Array:
         reward, next_state, terminal = state.outcome
         return reward + jnp.where(terminal, 0, values[next_state])
 
     def leads_to(state: Last, s: Array) -> Array:
         return (state.tried_at > 0) & (state.outcome.next_state == s)
 
-    return Tabular(init, update, sample, worth, leads_to)
+    return Tabular(init, update, sample, backup, leads_to)
 
 
 def dirichlet(num_states: int, num_actions: int, prior: float | Array = 0.0) -> Tabular:
@@ -118,7 +120,7 @@ def dirichlet(num_states: int, num_actions: int, prior: float | Array = 0.0) -> 
             jnp.zeros(num_states, bool),
         )
 
-    def update(state: Counts, time: Array, step: Step) -> Counts:
+    def update(state: Counts, time: Array, step: TabularTransition) -> Counts:
         s, a, reward, next_state, terminal = step
         reached = jnp.where(s < num_states, next_state, num_states)
         return Counts(
@@ -128,7 +130,7 @@ def dirichlet(num_states: int, num_actions: int, prior: float | Array = 0.0) -> 
             state.terminal.at[reached].set(terminal, mode="drop"),
         )
 
-    def sample(key: Key, state: Counts, s: Array, a: Array) -> Outcome:
+    def sample(key: Key, state: Counts, s: Array, a: Array) -> TabularOutcome:
         below = jnp.cumsum(state.outcomes[s, a] + prior)  # [S]
         # of (0, total], so that what has no weight is never drawn
         drawn = below[-1] * (1 - jax.random.uniform(key, (), below.dtype))
@@ -136,9 +138,9 @@ def dirichlet(num_states: int, num_actions: int, prior: float | Array = 0.0) -> 
         after = (below < drawn).sum(dtype=jnp.int32)
         next_state = jnp.where(tried, after, s).astype(jnp.int32)
         reward = state.reward[s, a] / jnp.maximum(state.outcomes[s, a].sum(), 1)
-        return Outcome(reward, next_state, tried & state.terminal[next_state])
+        return TabularOutcome(reward, next_state, tried & state.terminal[next_state])
 
-    def worth(state: Counts, values: Array) -> Array:
+    def backup(state: Counts, values: Array) -> Array:
         ahead = jnp.where(state.terminal, 0, values)
         number = state.outcomes.sum(axis=-1)  # [S, A]
         total = state.outcomes @ ahead + prior * ahead.sum()
@@ -149,4 +151,4 @@ def dirichlet(num_states: int, num_actions: int, prior: float | Array = 0.0) -> 
     def leads_to(state: Counts, s: Array) -> Array:
         return state.outcomes[..., s] > 0
 
-    return Tabular(init, update, sample, worth, leads_to)
+    return Tabular(init, update, sample, backup, leads_to)

@@ -39,7 +39,7 @@ def denormalise(stats: Statistics, x: Gaussian) -> Gaussian:
     return Gaussian(x.mean * stats.std + stats.mean, x.std * stats.std)
 
 
-class Running(NamedTuple):
+class RunningStats(NamedTuple):
     """Statistics that grow with the data."""
 
     number: Array  # [] of rows
@@ -47,11 +47,11 @@ class Running(NamedTuple):
     squares: Array  # [D], summed squared distances from the mean
 
 
-def running(size: int) -> Running:
-    return Running(jnp.zeros(()), jnp.zeros(size), jnp.zeros(size))
+def running_stats(size: int) -> RunningStats:
+    return RunningStats(jnp.zeros(()), jnp.zeros(size), jnp.zeros(size))
 
 
-def update(old: Running, x: Array, valid: Array) -> Running:
+def update(old: RunningStats, x: Array, valid: Array) -> RunningStats:
     """With the rows of `x` [N, D] where `valid` [N], merged (Chan et al., 1983)."""
     mask, added = valid[:, None], valid.sum(dtype=x.dtype)
     x = jnp.where(mask, x, 0)
@@ -60,10 +60,10 @@ def update(old: Running, x: Array, valid: Array) -> Running:
     count = old.number + added
     share, change = added / jnp.maximum(count, 1), mean - old.mean
     squares = old.squares + squares + change**2 * old.number * share
-    return Running(count, old.mean + share * change, squares)
+    return RunningStats(count, old.mean + share * change, squares)
 
 
-def so_far(data: Running) -> Statistics:
+def so_far(data: RunningStats) -> Statistics:
     """Mean and std; 0 and 1 without data, and a std of 1 where they are constant."""
     return _scaled(data.mean, jnp.sqrt(data.squares / jnp.maximum(data.number, 1)))
 

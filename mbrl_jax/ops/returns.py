@@ -12,11 +12,11 @@ def td_lambda(
     terminal: Array,
     cut: Array,
     discount: float | Array,
-    trace_decay: float | Array,
+    lambda_: float | Array,
 ) -> Array:
     """The lambda-returns [T] (Sutton and Barto, 2018, Eq. 12.18), backwards:
 
-        G_t = r_t + discount ((1 - trace_decay) V(s_t+1) + trace_decay G_t+1)
+        G_t = r_t + discount ((1 - lambda_) V(s_t+1) + lambda_ G_t+1)
 
     `next_values` [T] are V(s_t+1).  After a `terminal` [T] step nothing follows; where
     `cut` [T], as at a time limit, what follows is not here, and V stands for it.  It
@@ -26,7 +26,7 @@ def td_lambda(
     def back(later: Array, x: tuple[Array, ...]) -> tuple[Array, Array]:
         reward, value, terminal, cut = x
         later = jnp.where(cut, value, later)
-        follows = (1 - trace_decay) * value + trace_decay * later
+        follows = (1 - lambda_) * value + lambda_ * later
         now = reward + jnp.where(terminal, 0, discount * follows)
         return now, now
 

@@ -29,7 +29,6 @@ as an unknown, and x cubic, with its value half-way eliminated (the compressed f
 
 import enum
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -37,12 +36,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from mbrl_jax.ops import definite, finite
+from mbrl_jax.planners import transcription
+from mbrl_jax.planners.transcription import METHODS, CollocationProblem, Trajectory
 from mbrl_jax.types import Array
 
-Function = Callable[[Array, Array, Array], Array]  # of x, u and t (s)
-Limits = tuple[Array, Array]  # least and largest, infinite where there is none
-
-METHODS = ("trapezoidal", "hermite_simpson")
 SIZES = tuple(0.5**i for i in range(12))  # of the parts of a step that are compared
 ENOUGH = 1e-4  # share of the expected decrease of the merit that a step has to keep
 SCALE = 8.0  # of changes of the regularisation
@@ -60,23 +57,6 @@ class Status(enum.IntEnum):
     REGULARISATION_EXHAUSTED = 3  # no step improves, however short
     INFEASIBLE = 4  # no trajectory nearby violates the constraints less
     NOT_FINITE = 5  # a value or derivative at the trajectory
-
-
-class Problem(NamedTuple):
-    dynamics: Function  # -> dx/dt [O]
-    cost: Function  # -> [] per s
-    final_cost: Callable[[Array], Array] = lambda x: jnp.zeros((), x.dtype)
-    final_constraint: Callable[[Array], Array] = lambda x: x[:0]  # to be 0
-    constraints: Function = lambda x, u, t: x[:0]  # to be at most 0
-    x_limits: Limits | None = None  # each [O]
-    u_limits: Limits | None = None  # each [A]
-
-
-class Trajectory(NamedTuple):
-    t: Array  # [N + 1] s, ascending
-    x: Array  # [N + 1, O]
-    u: Array  # [N + 1, A]
-    u_mid: Array  # [N, A] half-way through each interval
 
 
 class Prices(NamedTuple):
@@ -98,26 +78,6 @@ class Solution(NamedTuple):
     status: Array  # [] int32
 
 
-class _Task(NamedTuple):
-    problem: Problem
-    hermite: bool
-    t: Array  # [N + 1]
-    num_states: int  # O
-    num_controls: int  # A
-
-
-class _Values(NamedTuple):
-    cost: Array  # []
-    equality: Array  # [O] defect; at T the final constraint
-    inequality: Array  # [L]
-
-
-class _Point(NamedTuple):
-    z: Array  # [N + 1, O + A]
-    v: Array  # [N, A] u half-way; [N, 0] if trapezoidal
-    costate: Array  # [N, O]
-
-
 class _Expansion(NamedTuple):
     """Of the Lagrangian, in an interval by p = (z, v, next z), [P], and at T by z."""
 
@@ -130,7 +90,7 @@ class _Expansion(NamedTuple):
 
 
 class _Search(NamedTuple):
-    point: _Point
+    point: transcription.Point
     prices: Prices
     penalty: Array  # of violations
     weight: Array  # of squared defects in the merit
@@ -143,18 +103,8 @@ class _Search(NamedTuple):
     status: Array
 
 
-def straight_line(
-    start: Array, end: Array, duration: Array, num_intervals: int, num_controls: int
-) -> Trajectory:
-    """A guess: from `start` [O] to `end` [O] in `duration` s, without control."""
-    share = jnp.linspace(0, 1, num_intervals + 1, dtype=jnp.result_type(start, float))
-    x = start[None] + share[:, None] * (end - start)[None]
-    u = jnp.zeros((num_intervals + 1, num_controls), x.dtype)
-    return Trajectory(share * duration, x, u, u[1:])
-
-
 def collocate(
-    problem: Problem,
+    problem: CollocationProblem,
     guess: Trajectory,
     *,
     method: str = "hermite_simpson",
@@ -172,7 +122,9 @@ def collocate(
     if method not in METHODS:
         raise ValueError(f"method is {method!r}, must be one of {METHODS}")
     sizes = (guess.x.shape[1], guess.u.shape[1])
-    task = _Task(problem, method == "hermite_simpson", guess.t, *sizes)
+    task = transcription.Transcription(
+        problem, method == "hermite_simpson", guess.t, *sizes
+    )
 
     def iterate(search: _Search) -> _Search:
         expansion = _expand(task, search)
@@ -190,11 +142,13 @@ def collocate(
     return _solution(task, search)
 
 
-def _start(task: _Task, guess: Trajectory, penalty: float | Array) -> _Search:
+def _start(
+    task: transcription.Transcription, guess: Trajectory, penalty: float | Array
+) -> _Search:
     z = jnp.concatenate([guess.x, guess.u], axis=1)
     v = guess.u_mid if task.hermite else guess.u_mid[:, :0]
-    point = _Point(z, v, jnp.zeros_like(guess.x[1:]))
-    each, last = jax.tree.map(jnp.zeros_like, _values(task, point))
+    point = transcription.Point(z, v, jnp.zeros_like(guess.x[1:]))
+    each, last = jax.tree.map(jnp.zeros_like, transcription.evaluate(task, point))
     zero = jnp.zeros((), z.dtype)
     return _Search(
         point=point,
@@ -211,10 +165,10 @@ def _start(task: _Task, guess: Trajectory, penalty: float | Array) -> _Search:
     )
 
 
-def _solution(task: _Task, search: _Search) -> Solution:
+def _solution(task: transcription.Transcription, search: _Search) -> Solution:
     z, v, costate = search.point
     x, u = z[:, : task.num_states], z[:, task.num_states :]
-    each, last = _values(task, search.point)
+    each, last = transcription.evaluate(task, search.point)
     return Solution(
         Trajectory(task.t, x, u, v if task.hermite else (u[:-1] + u[1:]) / 2),
         each.cost.sum() + last.cost,
@@ -225,56 +179,6 @@ def _solution(task: _Task, search: _Search) -> Solution:
         search.iterations,
         search.status,
     )
-
-
-def _interval(task: _Task, p: Array, t: Array, h: Array) -> _Values:
-    """Kelly, 2017, Sec. 3 and 4."""
-    f, l = task.problem.dynamics, task.problem.cost
-    O, A = task.num_states, task.num_controls
-    x, u, v, x_next, u_next = jnp.split(p, (O, O + A, len(p) - O - A, len(p) - A))
-    f_0, f_1 = f(x, u, t), f(x_next, u_next, t + h)
-    l_0, l_1 = l(x, u, t), l(x_next, u_next, t + h)
-    inequality = _inequality(task.problem, x, u, t)
-    if not task.hermite:
-        defect = x_next - x - h / 2 * (f_0 + f_1)
-        return _Values(h / 2 * (l_0 + l_1), defect, inequality)
-    half_way = ((x + x_next) / 2 + h / 8 * (f_0 - f_1), v, t + h / 2)
-    return _Values(
-        h / 6 * (l_0 + 4 * l(*half_way) + l_1),
-        x_next - x - h / 6 * (f_0 + 4 * f(*half_way) + f_1),
-        jnp.concatenate([inequality, _inequality(task.problem, *half_way)]),
-    )
-
-
-def _last(task: _Task, z: Array) -> _Values:
-    problem, x, u = task.problem, z[: task.num_states], z[task.num_states :]
-    inequality = _inequality(problem, x, u, task.t[-1])
-    return _Values(problem.final_cost(x), problem.final_constraint(x), inequality)
-
-
-def _inequality(problem: Problem, x: Array, u: Array, t: Array) -> Array:
-    """What is to be at most 0, [L]."""
-    parts = [problem.constraints(x, u, t)]
-    for value, limits in ((x, problem.x_limits), (u, problem.u_limits)):
-        if limits is not None:
-            low, high = (jnp.asarray(limit, value.dtype) for limit in limits)
-            parts += [
-                jnp.where(jnp.isfinite(low), low - value, -1.0),
-                jnp.where(jnp.isfinite(high), value - high, -1.0),
-            ]
-    return jnp.concatenate(parts)
-
-
-def _pairs(point: _Point) -> Array:
-    """p = (z, v, next z), [N, P]."""
-    return jnp.concatenate([point.z[:-1], point.v, point.z[1:]], axis=1)
-
-
-def _values(task: _Task, point: _Point) -> tuple[_Values, _Values]:
-    """Of each interval, and of T."""
-    each = jax.vmap(partial(_interval, task))
-    steps = (_pairs(point), task.t[:-1], jnp.diff(task.t))
-    return each(*steps), _last(task, point.z[-1])
 
 
 def _due(inequality: Array, price: Array, search: _Search) -> Array:
@@ -298,17 +202,19 @@ def _priced(inequality: Array, price: Array, search: _Search) -> Array:
     return (squares + search.precision * jnp.log(due)).sum()
 
 
-def _lagrangians(task: _Task, search: _Search) -> tuple[Callable, tuple, Callable]:
+def _lagrangians(
+    task: transcription.Transcription, search: _Search
+) -> tuple[Callable, tuple, Callable]:
     """(p, *arguments) -> (Lagrangian, defect) of an interval; these; z -> that of T."""
 
     def of_interval(
         p: Array, t: Array, h: Array, costate: Array, price: Array
     ) -> tuple[Array, Array]:
-        cost, defect, inequality = _interval(task, p, t, h)
+        cost, defect, inequality = transcription.interval(task, p, t, h)
         return cost + costate @ defect + _priced(inequality, price, search), defect
 
     def of_end(z: Array) -> Array:
-        cost, gap, inequality = _last(task, z)
+        cost, gap, inequality = transcription.end(task, z)
         priced = _priced(inequality, search.prices.last, search)
         return cost + priced + gap @ (search.prices.end + search.penalty / 2 * gap)
 
@@ -316,14 +222,16 @@ def _lagrangians(task: _Task, search: _Search) -> tuple[Callable, tuple, Callabl
     return of_interval, (task.t[:-1], jnp.diff(task.t), *prices), of_end
 
 
-def _merit(task: _Task, search: _Search, weight: float | Array) -> Array:
+def _merit(
+    task: transcription.Transcription, search: _Search, weight: float | Array
+) -> Array:
     """Lagrangian and squared defects: Gill, Murray, Saunders and Wright, 1986."""
     of_interval, steps, of_end = _lagrangians(task, search)
-    each, defects = jax.vmap(of_interval)(_pairs(search.point), *steps)
+    each, defects = jax.vmap(of_interval)(transcription.pairs(search.point), *steps)
     return each.sum() + of_end(search.point.z[-1]) + weight / 2 * (defects**2).sum()
 
 
-def _expand(task: _Task, search: _Search) -> _Expansion:
+def _expand(task: transcription.Transcription, search: _Search) -> _Expansion:
     of_interval, steps, of_end = _lagrangians(task, search)
 
     def first(p: Array, *step: Array) -> tuple[tuple, tuple]:
@@ -331,14 +239,14 @@ def _expand(task: _Task, search: _Search) -> _Expansion:
         return (g, defect), (g, defect)
 
     each = jax.vmap(jax.jacfwd(first, has_aux=True))
-    (W, D), (g, d) = each(_pairs(search.point), *steps)
+    (W, D), (g, d) = each(transcription.pairs(search.point), *steps)
     last = search.point.z[-1]
     return _Expansion(g, W, d, D, jax.grad(of_end)(last), jax.hessian(of_end)(last))
 
 
 def _newton(
-    task: _Task, expansion: _Expansion, mu: Array
-) -> tuple[_Point, Array, Array]:
+    task: transcription.Transcription, expansion: _Expansion, mu: Array
+) -> tuple[transcription.Point, Array, Array]:
     """The step; as little regularisation, from `mu` on, as it needs; if it exists."""
 
     def unfinished(carry: tuple) -> Array:
@@ -353,11 +261,17 @@ def _newton(
     N, size = len(expansion.g), len(expansion.last_g)
     z = jnp.zeros((N + 1, size), mu.dtype)
     v = jnp.zeros((N, expansion.g.shape[1] - 2 * size), mu.dtype)
-    start = (_Point(z, v, jnp.zeros_like(expansion.d)), mu, jnp.array(False))
+    start = (
+        transcription.Point(z, v, jnp.zeros_like(expansion.d)),
+        mu,
+        jnp.array(False),
+    )
     return jax.lax.while_loop(unfinished, attempt, start)
 
 
-def _solve(task: _Task, expansion: _Expansion, mu: Array) -> tuple[_Point, Array]:
+def _solve(
+    task: transcription.Transcription, expansion: _Expansion, mu: Array
+) -> tuple[transcription.Point, Array]:
     """min over all p of g'p + 1/2 p'(W + mu I)p with d + D p = 0; if that exists.
 
     d + D p = 0 gives the next x from z and w = (v, next u): p = T (z, w) + c.
@@ -403,7 +317,9 @@ def _solve(task: _Task, expansion: _Expansion, mu: Array) -> tuple[_Point, Array
     last, p = jax.lax.scan(forward, start, (K, k, T, c))
     costate = jax.vmap(price)(inverse, p, W, expansion.g, (V, v))
     z = jnp.concatenate([p[:, :size], last[None]])
-    return _Point(z, p[:, size : num_p - size], costate), well.all() & first
+    return transcription.Point(
+        z, p[:, size : num_p - size], costate
+    ), well.all() & first
 
 
 def _inverse(matrix: Array) -> Array:
@@ -419,12 +335,17 @@ def _inverse(matrix: Array) -> Array:
 
 
 def _advance(
-    task: _Task, search: _Search, expansion: _Expansion, step: _Point
+    task: transcription.Transcription,
+    search: _Search,
+    expansion: _Expansion,
+    step: transcription.Point,
 ) -> tuple[_Search, Array]:
     """The largest of SIZES times the step that improves; if no step can."""
     square = (expansion.d**2).sum()
     rise = (step.costate * expansion.d).sum()
-    linear = (expansion.g * _pairs(step)).sum() + expansion.last_g @ step.z[-1]
+    linear = (
+        expansion.g * transcription.pairs(step)
+    ).sum() + expansion.last_g @ step.z[-1]
     curvature = rise - linear  # p'(W + mu I)p
     # such a weight that the merit has a slope of at most minus half the curvature
     due = linear + rise + jnp.abs(curvature) / 2
@@ -456,7 +377,7 @@ def _more(mu: Array) -> Array:
 
 
 def _judge(
-    task: _Task,
+    task: transcription.Transcription,
     search: _Search,
     usable: Array,
     lost: Array,
@@ -464,7 +385,7 @@ def _judge(
     growth: float | Array,
 ) -> _Search:
     """New prices where the Lagrangian is as small as it has to be; the status."""
-    each, last = _values(task, search.point)
+    each, last = transcription.evaluate(task, search.point)
     residual, defect = _residual(task, search), _most(each.equality)
     prices, gap = _new_prices(search, each, last)
     violations = (defect, _over(each.inequality), _over(last.inequality))
@@ -495,7 +416,7 @@ def _judge(
     return search._replace(violation=violation, residual=residual, status=status)
 
 
-def _residual(task: _Task, search: _Search) -> Array:
+def _residual(task: transcription.Transcription, search: _Search) -> Array:
     lagrangian = lambda point: _merit(task, search._replace(point=point), 0.0)
     gradient = jax.grad(lagrangian)(search.point)
     of_z = gradient.z.at[0, : task.num_states].set(0.0)  # x(0) is given
@@ -503,7 +424,9 @@ def _residual(task: _Task, search: _Search) -> Array:
     return jnp.maximum(_most(of_z), _most(gradient.v)) / scale
 
 
-def _new_prices(search: _Search, each: _Values, last: _Values) -> tuple[Prices, Array]:
+def _new_prices(
+    search: _Search, each: transcription.Values, last: transcription.Values
+) -> tuple[Prices, Array]:
     """And the largest gap: what is violated, or not at its limit and has a price."""
     old = search.prices
     prices = Prices(

@@ -20,13 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mbrl_jax.planners.collocation import (
-    Problem,
-    Solution,
-    Status,
-    Trajectory,
-    collocate,
-)
+from mbrl_jax.planners.collocation import Solution, Status, collocate
+from mbrl_jax.planners.transcription import CollocationProblem, Trajectory
 from mbrl_jax.types import Array
 
 ORDERS = {"trapezoidal": 3, "hermite_simpson": 4}  # of the errors of an interval
@@ -47,7 +42,7 @@ def control(trajectory: Trajectory, t: Array) -> Array:
     return ends + 4 * s * (1 - s) * middle
 
 
-def state(problem: Problem, trajectory: Trajectory, t: Array) -> Array:
+def state(problem: CollocationProblem, trajectory: Trajectory, t: Array) -> Array:
     """x [O] at `t` [] s."""
     k, s, h = _place(trajectory, t)
     x, x_next = trajectory.x[k], trajectory.x[k + 1]
@@ -60,14 +55,16 @@ def state(problem: Problem, trajectory: Trajectory, t: Array) -> Array:
     return line + s * (1 - s) * bend
 
 
-def resample(problem: Problem, trajectory: Trajectory, t: Array) -> Trajectory:
+def resample(
+    problem: CollocationProblem, trajectory: Trajectory, t: Array
+) -> Trajectory:
     """The same on other nodes [M + 1], between the same ends: a guess."""
     controls = jax.vmap(partial(control, trajectory))
     states = jax.vmap(partial(state, problem, trajectory))
     return Trajectory(t, states(t), controls(t), controls((t[:-1] + t[1:]) / 2))
 
 
-def errors(problem: Problem, trajectory: Trajectory) -> Array:
+def errors(problem: CollocationProblem, trajectory: Trajectory) -> Array:
     """What each interval adds to the error of the state, relative to its scale, [N].
 
     The integral of |dx/dt - f(x, u, t)|, the largest over the states of what that is
@@ -91,7 +88,7 @@ def errors(problem: Problem, trajectory: Trajectory) -> Array:
 
 
 def refine(
-    problem: Problem,
+    problem: CollocationProblem,
     guess: Trajectory,
     *,
     method: str = "hermite_simpson",

@@ -22,7 +22,7 @@ from mbrl_jax.ops import definite
 from mbrl_jax.types import Array
 
 
-class Problem(NamedTuple):
+class LQRProblem(NamedTuple):
     A: Array  # [H, O, O]
     B: Array  # [H, O, A]
     c: Array  # [H, O]
@@ -50,7 +50,7 @@ class Stationary(NamedTuple):
     iterations: Array  # [] int32
 
 
-class Rollout(NamedTuple):
+class LQRRollout(NamedTuple):
     x: Array  # [H + 1, O]
     u: Array  # [H, A]
     cost: Array  # []
@@ -58,11 +58,11 @@ class Rollout(NamedTuple):
 
 def time_invariant(
     A: Array, B: Array, Q: Array, R: Array, *, horizon: int, last: Array | None = None
-) -> Problem:
+) -> LQRProblem:
     """The same at each step, with `last` [O, O] for Q after the last, or Q itself."""
     steps = lambda x, n=horizon: jnp.broadcast_to(x, (n, *jnp.shape(x)))
     zeros, none = jnp.zeros_like(A[0]), jnp.zeros_like(R[0])
-    return Problem(
+    return LQRProblem(
         A=steps(A),
         B=steps(B),
         c=steps(zeros),
@@ -75,7 +75,7 @@ def time_invariant(
     )
 
 
-def tracking(problem: Problem, x: Array, u: Array) -> Problem:
+def tracking(problem: LQRProblem, x: Array, u: Array) -> LQRProblem:
     """Counts the quadratic costs from `x` [H + 1, O] and `u` [H, A] instead of 0."""
     Qx = jnp.einsum("tij,tj->ti", problem.Q, x)
     Ru = jnp.einsum("tij,tj->ti", problem.R, u)
@@ -90,7 +90,7 @@ def tracking(problem: Problem, x: Array, u: Array) -> Problem:
     )
 
 
-def rollout(problem: Problem, K: Array, k: Array, x: Array) -> Rollout:
+def rollout(problem: LQRProblem, K: Array, k: Array, x: Array) -> LQRRollout:
     """Of u = K x + k, from `x` [O], without noise."""
 
     def step(x: Array, now: tuple) -> tuple[Array, tuple]:
@@ -101,14 +101,14 @@ def rollout(problem: Problem, K: Array, k: Array, x: Array) -> Rollout:
 
     end, (xs, us, costs) = jax.lax.scan(step, x, (_stages(problem), K, k))
     last = end @ problem.Q[-1] @ end / 2 + problem.q[-1] @ end + problem.constant[-1]
-    return Rollout(jnp.concatenate([xs, end[None]]), us, costs.sum() + last)
+    return LQRRollout(jnp.concatenate([xs, end[None]]), us, costs.sum() + last)
 
 
-def solve(problem: Problem) -> Solution:
+def solve(problem: LQRProblem) -> Solution:
     """By recursion from the last step.  R + B'VB is to be positive definite."""
     last = (problem.Q[-1], problem.q[-1], problem.constant[-1])
 
-    def back(after: tuple, stage: Problem) -> tuple[tuple, tuple]:
+    def back(after: tuple, stage: LQRProblem) -> tuple[tuple, tuple]:
         gains, value, well = _improve(stage, *after)
         return value, (gains, value, well)
 
@@ -116,7 +116,7 @@ def solve(problem: Problem) -> Solution:
     return _solution(gains, values, well, last)
 
 
-def solve_parallel(problem: Problem) -> Solution:
+def solve_parallel(problem: LQRProblem) -> Solution:
     """`solve`, in parallel over time: log2(H) steps of more work, for long horizons.
 
     Here R itself has to be positive definite.  (Särkkä and García-Fernández, "Temporal
@@ -154,7 +154,7 @@ def stationary(
     """
     S = jnp.zeros_like(B.T) if S is None else S
     zeros = jnp.zeros_like(A[0])
-    stage = Problem(A, B, zeros, Q, S, R, zeros, jnp.zeros_like(R[0]), zeros[0])
+    stage = LQRProblem(A, B, zeros, Q, S, R, zeros, jnp.zeros_like(R[0]), zeros[0])
     start, well_before = _element(stage)
     eps = jnp.finfo(A.dtype).eps
     tolerance = 10 * len(A) * eps
@@ -200,7 +200,7 @@ class _Element(NamedTuple):
     J: Array  # [O, O]
 
 
-def _element(stage: Problem) -> tuple[_Element, Array]:
+def _element(stage: LQRProblem) -> tuple[_Element, Array]:
     """One step, with u counted from -R^-1 (S x + r), which rids it of S and r."""
     right = jnp.column_stack([stage.S, stage.B.T, stage.r])
     solved, well = definite.solve(stage.R, right)
@@ -232,7 +232,7 @@ def _compose(first: _Element, second: _Element) -> _Element:
     )
 
 
-def _improve(stage: Problem, V: Array, v: Array, constant: Array) -> tuple:
+def _improve(stage: LQRProblem, V: Array, v: Array, constant: Array) -> tuple:
     """((K, k), (V, v, constant), definite) of a step, of the value that follows."""
     A, B, c, Q, S, R, q, r, own = stage
     ahead = V @ c + v
@@ -245,7 +245,7 @@ def _improve(stage: Problem, V: Array, v: Array, constant: Array) -> tuple:
     return (K, k), (V_before, Qx + Qux.T @ k, constant), well
 
 
-def _stages(problem: Problem) -> Problem:
+def _stages(problem: LQRProblem) -> LQRProblem:
     """Without what follows the last step."""
     return problem._replace(
         Q=problem.Q[:-1], q=problem.q[:-1], constant=problem.constant[:-1]

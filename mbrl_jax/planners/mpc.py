@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from mbrl_jax.ops import checks, loop
-from mbrl_jax.planners import ilqg
+from mbrl_jax.planners import ilqr_planner
 from mbrl_jax.planners.cem import cem
 from mbrl_jax.planners.cma_es import cma_es
 from mbrl_jax.planners.gradient import gradient
@@ -27,7 +27,7 @@ PLANNERS: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
         ("num_samples", "num_elites", "num_iterations", "momentum", "noise_exponent"),
     ),
     "cma_es": (cma_es, ("num_samples", "num_iterations")),
-    "ilqr": (ilqg.planner, ("num_samples", "num_iterations")),
+    "ilqr": (ilqr_planner.planner, ("num_samples", "num_iterations")),
     "gradient": (gradient, ("num_samples", "num_iterations", "step_size")),
     "mppi": (mppi, ("num_samples", "num_iterations", "temperature")),
 }

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mbrl_jax import envs, rollout
+from mbrl_jax import rollout
 from mbrl_jax.algorithms import apg, bptt, shac, svg
-from mbrl_jax.envs import pendulum, probes
+from mbrl_jax.envs import probes, simulator
 from mbrl_jax.models import ensemble
-from mbrl_jax.types import Array, Env, EnvState, Key, Metrics
+from mbrl_jax.ops import raster
+from mbrl_jax.types import Array, Env, EnvState, Policy
 
 SMALL = ensemble.Config(num_members=2, hidden_sizes=(16,), num_epochs=30)
 QUICK = {
@@ -22,6 +23,7 @@ QUICK = {
         num_envs=16,
         horizon=2,
         num_updates=50,
+        discount=0.5,
         learning_rate=1e-2,
         hidden_sizes=(16,),
         critic_sizes=(16,),
@@ -47,36 +49,118 @@ QUICK = {
     ),
 }
 MODULES = {"apg": apg, "shac": shac, "bptt": bptt, "svg": svg}
-SMOOTH = ("probe4", "probe5")  # which have a gradient
 NUM_STEPS = {"apg": 4, "shac": 4, "bptt": 40, "svg": 40}
 
 
-def train(name: str, env: Env, num_steps: int, **changes: Any) -> tuple[Any, Metrics]:
-    """The policy after so many steps, and all metrics."""
-    config = dataclasses.replace(QUICK[name], **changes)
-    algorithm = MODULES[name].make(env, config)
+def walk() -> Env:
+    """Two steps from 0, best to 1/2 and no further: only what follows a step pays it,
+    the second one only what follows the end of the episode, which is a time limit."""
+    return simulator.make_env(
+        "walk",
+        initial=lambda key: jnp.zeros(1),
+        dynamics=lambda state, action: state + action,
+        observe=lambda state: state,
+        reward=lambda obs, action, next_obs: 1 - (obs[0] - 0.5) ** 2,
+        terminal=simulator.never,
+        shapes=lambda state: raster.lanes(state, 1.0),
+        view=raster.LANES,
+        action_size=1,
+        action_limit=1.0,
+        episode_length=2,
+    )
 
-    @jax.jit
-    def run(key: Key) -> tuple[Any, Metrics]:
-        step = lambda state, key: algorithm.step(key, state)
-        return jax.lax.scan(step, algorithm.init(key), jax.random.split(key, num_steps))
 
-    state, metrics = run(jax.random.key(0))
-    return algorithm.policy(state), metrics
+def lasting() -> Env:
+    """probe4, its state counts steps; the end comes after two."""
+    env = probes.probe4()
+
+    def step(env_state: EnvState, action: Array) -> EnvState:
+        after = env.step(env_state, action)
+        count = env_state.obs + 1
+        sim = after.sim._replace(state=count)
+        ended, never = count[0] >= 2, jnp.zeros((), bool)
+        return after._replace(obs=count, sim=sim, terminal=ended, truncated=never)
+
+    return env._replace(step=step, episode_length=2)
+
+
+# those which have a gradient; nothing is known about rewards of the last one
+TASKS = {
+    "probe4": probes.probe4,
+    "probe5": probes.probe5,
+    "walk": walk,
+    "lasting": lasting,
+    "spoiled": probes.probe4,
+}
+
+
+def make_task(name: str) -> Env:
+    return TASKS[name]()
+
+
+def spoil(env: Env, which: Array) -> Env:
+    """What the model takes for the rewards of the last task is not finite."""
+    assert env.reward is not None
+    reward, factor = env.reward, jnp.where(which == len(TASKS) - 1, jnp.nan, 1.0)
+    return env._replace(reward=lambda *args: factor * reward(*args))
+
+
+@pytest.fixture
+def of_task(trained: Callable) -> Callable[[str, str], Any]:
+    """What came of an algorithm in a task, learned together with the others."""
+
+    def pick(name: str, task: str) -> Any:
+        what = MODULES[name], QUICK[name], NUM_STEPS[name]
+        found = trained(*what, tuple(TASKS), make_task, spoil)
+        return jax.tree.map(lambda x: x[list(TASKS).index(task)], found)
+
+    return pick
+
+
+def policy_of(name: str, task: str, of_task: Callable) -> Policy:
+    algorithm = MODULES[name].make(make_task(task), QUICK[name])
+    return algorithm.policy(of_task(name, task).state)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", QUICK)
-@pytest.mark.parametrize("probe", SMOOTH)
+@pytest.mark.parametrize("task", ["probe4", "probe5"])
 def test_the_policy_goes_where_the_reward_is_best(
-    state_of: Callable, name: str, probe: str
+    of_task: Callable, name: str, task: str
 ):
     """At action 1/2, or at half the obs; a return of 1 - 0.1^2 is 0.1 off."""
-    env, module, config = envs.make(probe), MODULES[name], QUICK[name]
-    state = state_of(probe, module, config, NUM_STEPS[name], SMOOTH)
-    policy = module.make(env, config).policy(state)
+    env, policy = make_task(task), policy_of(name, task, of_task)
     evaluate = jax.jit(lambda key: rollout.evaluate(key, env, policy, 8)[0])
     assert evaluate(jax.random.key(1))["eval/return_min"] > 0.99
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["apg", "shac", "bptt"])
+def test_the_gradient_goes_through_what_follows(of_task: Callable, name: str):
+    """Nothing but the next state tells which first action is best.  Of the second one
+    the critic tells it, or the model."""
+    policy = policy_of(name, "walk", of_task)
+    act = jax.jit(lambda obs: policy.act(jax.random.key(0), obs, policy.init())[0])
+    np.testing.assert_allclose(act(jnp.zeros(1)), 0.5, atol=0.1)
+    if name != "apg":
+        np.testing.assert_allclose(act(jnp.full(1, 0.5)), 0, atol=0.1)
+
+
+@pytest.mark.slow
+def test_the_critic_of_shac_learns_the_value(of_task: Callable):
+    """Of a reward of about 1 in each of two steps, then the end; discount 0.5."""
+    found = of_task("shac", "lasting")
+    assert found.metrics["critic/mse"][-1] < 0.01
+    np.testing.assert_allclose(found.state.scale.mean, (1.5 + 1) / 2, rtol=0.05)
+
+
+@pytest.mark.slow
+def test_a_model_that_breaks_leaves_the_policy_alone(of_task: Callable):
+    """The imagined rewards are not finite: all rollouts are counted, none used."""
+    found, config = of_task("bptt", "spoiled"), QUICK["bptt"]
+    jax.tree.map(np.testing.assert_array_equal, found.state.params, found.first.params)
+    number = NUM_STEPS["bptt"] * config.num_updates * config.num_rollouts
+    assert found.metrics["gradient/num_non_finite"][-1] == number
 
 
 @pytest.mark.slow
@@ -84,58 +168,16 @@ def test_the_policy_goes_where_the_reward_is_best(
     ("horizon", "num_updates", "num_steps"), [(0, 20, 100), (-1, 1, 300)]
 )
 def test_svg_with_a_q_or_with_whole_episodes(
-    horizon: int, num_updates: int, num_steps: int
+    trained: Callable, horizon: int, num_updates: int, num_steps: int
 ):
     """SVG(0) finds out the reward from its critic; SVG(inf) has an episode each time,
     to which its policy must belong."""
-    env = envs.make("probe5")
-    policy, _ = train("svg", env, num_steps, horizon=horizon, num_updates=num_updates)
+    env, changes = probes.probe5(), {"horizon": horizon, "num_updates": num_updates}
+    config = dataclasses.replace(QUICK["svg"], **changes)
+    state = trained(svg, config, num_steps, ("probe5",)).state
+    policy = svg.make(env, config).policy(jax.tree.map(lambda x: x[0], state))
     evaluate = jax.jit(lambda key: rollout.evaluate(key, env, policy, 8)[0])
     assert evaluate(jax.random.key(1))["eval/return_min"] > 0.98
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["apg", "shac"])
-def test_the_pendulum_swings_up(name: str):
-    """At least -300 of 0; random is about -1200, hanging -2000."""
-    env = pendulum.make()
-    module = MODULES[name]
-    algorithm, key = module.make(env), jax.random.key(0)
-    step, state = jax.jit(algorithm.step), jax.jit(algorithm.init)(key)
-    for i in range(8):
-        state, _ = step(jax.random.fold_in(key, i), state)
-    policy = algorithm.policy(state)
-    evaluate = jax.jit(lambda key: rollout.evaluate(key, env, policy, 16)[0])
-    assert evaluate(key)["eval/return_mean"] > -300
-
-
-@pytest.mark.slow
-def test_the_critic_of_shac_learns_the_value():
-    """Of a reward of about 1 in each of three steps, then the end; discount 0.5."""
-    env = lasting(3)
-    config = dataclasses.replace(QUICK["shac"], discount=0.5, horizon=3)
-    algorithm, key = shac.make(env, config), jax.random.key(0)
-    step, state = jax.jit(algorithm.step), jax.jit(algorithm.init)(key)
-    for i in range(3):
-        state, metrics = step(jax.random.fold_in(key, i), state)
-    assert metrics["critic/mse"] < 0.01
-    np.testing.assert_allclose(state.scale.mean, (1.75 + 1.5 + 1) / 3, rtol=0.05)
-
-
-def lasting(num_steps: int) -> Env:
-    """probe4, its state counts steps; the end comes after `num_steps`."""
-    env = probes.probe4()
-
-    def step(env_state: EnvState, action: Array) -> EnvState:
-        after = env.step(env_state, action)
-        count = env_state.obs + 1
-        ended = count[0] >= num_steps
-        sim = after.sim._replace(state=count)
-        return after._replace(
-            obs=count, sim=sim, terminal=ended, truncated=~ended & after.truncated
-        )
-
-    return env._replace(step=step, episode_length=100)
 
 
 @pytest.mark.parametrize("name", ["apg", "shac"])
@@ -150,7 +192,7 @@ def test_no_gradient_is_an_error_before_anything_runs(name: str):
         ("apg", {"segment": 3}, "segment is 3, must divide horizon, 2"),
         ("apg", {"num_envs": 0}, "num_envs is 0"),
         ("shac", {"num_minibatches": 5}, "num_minibatches is 5, must divide"),
-        ("shac", {"trace_decay": 1.5}, "trace_decay is 1.5"),
+        ("shac", {"td_lambda": 1.5}, "td_lambda is 1.5"),
         (
             "bptt",
             {"num_rollouts": 21},
@@ -171,18 +213,3 @@ def test_a_configuration_that_cannot_be(name: str, changes: dict, fault: str):
     config = dataclasses.replace(QUICK[name], **changes)
     with pytest.raises(ValueError, match=fault):
         MODULES[name].make(probes.probe4(), config)
-
-
-@pytest.mark.slow
-def test_a_model_that_breaks_leaves_the_policy_alone():
-    """The imagined rewards are not finite: all rollouts are counted, none used."""
-    env = probes.probe4()
-    spoiled = env._replace(reward=lambda obs, action, next_obs: jnp.nan * action[0])
-    config = QUICK["bptt"]
-    algorithm, key = bptt.make(spoiled, config), jax.random.key(0)
-    state = jax.jit(algorithm.init)(key)
-    after, metrics = jax.jit(algorithm.step)(key, state)
-    jax.tree.map(np.testing.assert_array_equal, after.params, state.params)
-    assert (
-        metrics["gradient/num_non_finite"] == config.num_updates * config.num_rollouts
-    )

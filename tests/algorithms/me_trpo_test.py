@@ -1,16 +1,17 @@
 """ME-TRPO on probes, by every learner; `contract_test.py` has the rest."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
 
-from mbrl_jax import actor_critic, envs, rollout
+from mbrl_jax import envs, rollout
 from mbrl_jax.algorithms import me_trpo
 from mbrl_jax.models import ensemble
-from mbrl_jax.types import PyTree
+from mbrl_jax.policy_gradient import actor_critic
 
 CONFIG = me_trpo.Config(
     capacity=400,
@@ -24,19 +25,6 @@ CONFIG = me_trpo.Config(
 )
 
 
-def train(env: str, config: me_trpo.Config, num_steps: int) -> tuple[PyTree, list[Any]]:
-    algorithm, key, metrics = (
-        me_trpo.make(envs.make(env), config),
-        jax.random.key(0),
-        [],
-    )
-    state, step = jax.jit(algorithm.init)(key), jax.jit(algorithm.step)
-    for i in range(num_steps):
-        state, found = step(jax.random.fold_in(key, i), state)
-        metrics.append(jax.device_get(found))
-    return state, metrics
-
-
 @pytest.mark.parametrize("learner", ["a2c", "natural_gradient", "reinforce"])
 def test_every_learner_fits_in(learner: str):
     config = dataclasses.replace(CONFIG, learner=learner)
@@ -46,28 +34,45 @@ def test_every_learner_fits_in(learner: str):
     assert jax.tree.map(np.shape, after) == jax.tree.map(np.shape, before)
 
 
+TASKS = ("probe1", "probe5")
+
+
+def config_of(learner: str) -> me_trpo.Config:
+    ppo = dataclasses.replace(CONFIG.ppo, learning_rate=5e-3)
+    return dataclasses.replace(CONFIG, learner=learner, ppo=ppo)
+
+
+@pytest.fixture
+def of_task(trained: Callable) -> Callable[[str, str], Any]:
+    """What came of a learner in a probe, learned together with the other one."""
+
+    def pick(learner: str, task: str) -> Any:
+        found = trained(me_trpo, config_of(learner), 8, TASKS)
+        return jax.tree.map(lambda x: x[TASKS.index(task)], found)
+
+    return pick
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("learner", ["trpo", "ppo"])
-def test_learners_learn_in_the_model(learner: str):
+def test_learners_learn_in_the_model(of_task: Callable, learner: str):
     """The best action is obs / 2, worth 1; actions of 0 are worth 0.75."""
-    ppo = dataclasses.replace(CONFIG.ppo, learning_rate=5e-3)
-    config = dataclasses.replace(CONFIG, learner=learner, ppo=ppo)
-    state, metrics = train("probe5", config, 8)
-    assert [int(x["env_steps"]) for x in metrics] == [40 * i for i in range(1, 9)]
-    assert metrics[0]["imagined/rounds"] > 0
+    _, state, metrics = of_task(learner, "probe5")
+    np.testing.assert_array_equal(metrics["env_steps"], 40 * np.arange(1, 9))
+    assert metrics["imagined/rounds"][0] > 0
     env = envs.make("probe5")
-    policy = me_trpo.make(env, config).policy(state)
-    evaluated, _ = rollout.evaluate(jax.random.key(1), env, policy, 8)
-    assert evaluated["eval/return_min"] > 0.97
+    policy = me_trpo.make(env, config_of(learner)).policy(state)
+    evaluate = jax.jit(lambda key: rollout.evaluate(key, env, policy, 8)[0])
+    assert evaluate(jax.random.key(1))["eval/return_min"] > 0.97
 
 
 @pytest.mark.slow
-def test_a_round_that_made_nothing_better_is_undone():
+@pytest.mark.parametrize("learner", ["trpo", "ppo"])
+def test_a_round_that_made_nothing_better_is_undone(of_task: Callable, learner: str):
     """Where every action is as good, the first one is, and ends it."""
-    state, (metrics,) = train("probe1", CONFIG, 1)
-    fresh = me_trpo.make(envs.make("probe1"), CONFIG).init(jax.random.key(0))
-    assert metrics["imagined/rounds"] == 0
-    jax.tree.map(np.testing.assert_array_equal, state.learner, fresh.learner)
+    first, state, metrics = of_task(learner, "probe1")
+    np.testing.assert_array_equal(metrics["imagined/rounds"], 0)
+    jax.tree.map(np.testing.assert_array_equal, state.learner, first.learner)
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mbrl_jax import actor_critic, envs, rollout
+from mbrl_jax import envs, rollout
 from mbrl_jax.algorithms import a2c, npg, ppo, reinforce, trpo
-from mbrl_jax.experience import CriticConfig
 from mbrl_jax.ops import normalize
+from mbrl_jax.policy_gradient import actor_critic
+from mbrl_jax.policy_gradient.experience import CriticConfig
 
 DISCOUNT = 0.8
 NET = actor_critic.Config(hidden_sizes=(16,), init_std=0.3)
@@ -57,7 +58,7 @@ def test_the_critic_knows_the_value(
     agent = state_of(probe, *what(name)).learner.agent
     stats, scale = normalize.so_far(agent.obs), normalize.so_far(agent.returns)
     for obs, value in values.items():
-        seen = actor_critic.look(stats, jnp.array([obs]))
+        seen = actor_critic.normalise_obs(stats, jnp.array([obs]))
         found = net.value(agent.critic, (), seen)[1] * scale.std[0] + scale.mean[0]
         assert float(found) == pytest.approx(value, abs=0.05)
 
@@ -79,9 +80,13 @@ def test_the_policy_goes_where_the_reward_is_best(
 def test_what_does_not_matter_is_left_alone(state_of: Callable, name: str):
     """Where every action is as good, steps are counted as they are anywhere."""
     state, config = state_of("probe1", *what(name)), config_of(name)
-    assert np.isfinite(state.tally.last_return)
-    assert float(state.tally.last_return) == 1
+    assert np.isfinite(state.counters.last_return)
+    assert float(state.counters.last_return) == 1
     each = config.num_envs * getattr(config, "window", 1)
     each *= getattr(config, "num_updates", 1)
-    assert state.tally.env_steps == state.tally.num_episodes == NUM_STEPS[name] * each
-    assert state.tally.num_non_finite == 0
+    assert (
+        state.counters.env_steps
+        == state.counters.num_episodes
+        == NUM_STEPS[name] * each
+    )
+    assert state.counters.num_non_finite == 0

@@ -10,21 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mbrl_jax import (
-    branching,
-    envs,
-    off_policy,
-    rollout,
-    value_learners,
-    value_learning,
-)
+from mbrl_jax import envs, rollout
 from mbrl_jax.algorithms import dqn, dyna, naf, sac, td3
 from mbrl_jax.envs import grid
-from mbrl_jax.learners import dqn as dqn_learner
-from mbrl_jax.learners import naf as naf_learner
-from mbrl_jax.learners import sac as sac_learner
-from mbrl_jax.learners import td3 as td3_learner
 from mbrl_jax.models import ensemble
+from mbrl_jax.value_learning import branching, by_name, off_policy
+from mbrl_jax.value_learning import dqn as dqn_learner
+from mbrl_jax.value_learning import naf as naf_learner
+from mbrl_jax.value_learning import sac as sac_learner
+from mbrl_jax.value_learning import td3 as td3_learner
 
 DISCOUNT = 0.8
 MODULES = {"sac": sac, "td3": td3}
@@ -69,11 +63,11 @@ def test_the_critics_know_the_value(
 ):
     """Whatever the action is."""
     make = {"sac": sac_learner.make, "td3": td3_learner.make}[name]
-    parts = make(envs.make(probe), config_of(name).learn)
+    method = make(envs.make(probe), config_of(name).learn)
     state = state_of(probe, *what(name)).learner
     for obs, value in values.items():
         for action in (-0.5, 0.5):
-            found = parts.values(state, jnp.array([obs]), jnp.array([action]))
+            found = method.values(state, jnp.array([obs]), jnp.array([action]))
             np.testing.assert_allclose(found, value, atol=0.1)
 
 
@@ -115,7 +109,7 @@ def test_naf_knows_values_and_best_actions(
     )
     learner = naf_learner.make(envs.make(probe), config.learn)
     state = state_of(probe, naf, config, 2).learner
-    value = partial(value_learning.state_value, learner, state, jax.random.key(0))
+    value = partial(learner.next_value, state, jax.random.key(0))
     for obs, expected in values.items():
         np.testing.assert_allclose(value(jnp.array([obs])), expected, atol=0.1)
     for obs, expected in actions.items():
@@ -162,14 +156,14 @@ def test_dyna_plans_a_shortest_way_with_a_network_for_discrete_actions():
         collect=off_policy.Config(
             capacity=200, warmup=100, interval=100, updates_per_step=4, batch_size=32
         ),
-        learner=value_learners.Config(name="dqn", dqn=DQN),
+        learner=by_name.Config(name="dqn", dqn=DQN),
         imagine=branching.Config(num_rollouts=200, real_share=0.5, retain=1),
         model=ensemble.Config(num_members=1, hidden_sizes=(32,), num_epochs=50),
     )
     algorithm = dyna.make(HALL, config)
     state, metrics = after(algorithm, 3)
     assert steps_to_the_goal(algorithm, state) == 4
-    imagined = state.world.imagined.data
+    imagined = state.model_state.imagined.data
     assert imagined.action.dtype == jnp.int32
     np.testing.assert_array_equal(np.unique(imagined.action), np.arange(4))
     assert algorithm.predict is not None

@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -12,13 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mbrl_jax import actor_critic, imagine, rollout, simulator
+from mbrl_jax import policies, rollout
 from mbrl_jax.algorithms import mbrl_v05, mbrl_v10, mbrl_v15, nagabandi
 from mbrl_jax.algorithms import mpc as true_mpc
-from mbrl_jax.envs import linear_quadratic, point_mass, probes
-from mbrl_jax.models import ensemble
+from mbrl_jax.envs import linear_quadratic, point_mass, probes, simulator
+from mbrl_jax.models import aggregation, ensemble
 from mbrl_jax.planners import mpc
-from mbrl_jax.types import Algorithm, Array, Env, PyTree
+from mbrl_jax.policy_gradient import actor_critic
+from mbrl_jax.types import Algorithm, Env, Policy, PyTree
 
 ENV = simulator.time_limit(point_mass.make(), 30)
 MODEL = ensemble.Config(
@@ -33,13 +35,15 @@ PLAN = mpc.Config(horizon=12, num_samples=50, num_elites=6)
 TINY = dataclasses.replace(MODEL, hidden_sizes=(4,), num_epochs=2)
 
 
-def train(algorithm: Algorithm, num_steps: int) -> tuple[PyTree, list[Any]]:
+def train(algorithm: Algorithm, num_steps: int) -> tuple[list[PyTree], list[Any]]:
+    """All states from the initial one on, and the metrics of each step."""
     key = jax.random.key(0)
-    state, step, metrics = jax.jit(algorithm.init)(key), jax.jit(algorithm.step), []
+    states, step, metrics = [jax.jit(algorithm.init)(key)], jax.jit(algorithm.step), []
     for i in range(num_steps):
-        state, found = step(jax.random.fold_in(key, i), state)
+        state, found = step(jax.random.fold_in(key, i), states[-1])
+        states.append(state)
         metrics.append(found)
-    return state, metrics
+    return states, metrics
 
 
 def mean_return(env: Env, algorithm: Algorithm, state: PyTree) -> float:
@@ -51,24 +55,42 @@ def mean_return(env: Env, algorithm: Algorithm, state: PyTree) -> float:
 # --- The ladder.
 
 
-def actions(module: Any, planner: str) -> Array:
-    """Of the first three episodes, [90, A]."""
-    config = module.Config(
-        capacity=90, planner=planner, plan=dataclasses.replace(PLAN, interval=0)
-    )
-    config = dataclasses.replace(config, model=TINY)
-    state, _ = train(module.make(ENV, config), 3)
-    return state.replay.data.action
+def small(module: Any, planner: str) -> Algorithm:
+    plan = dataclasses.replace(PLAN, interval=0)
+    return module.make(ENV, module.Config(90, planner=planner, plan=plan, model=TINY))
 
 
 def test_version_05_collects_at_random_and_version_10_by_its_plans():
-    different = ("cem", "random_shooting")
-    first, second = (actions(mbrl_v05, planner) for planner in different)
-    np.testing.assert_array_equal(first, second)
-    planned = [actions(mbrl_v10, planner) for planner in different]
-    for found in planned:
-        np.testing.assert_array_equal(found[:30], first[:30])  # the random episode
-    assert (planned[0][30:] != planned[1][30:]).any(axis=1).mean() > 0.9
+    """The actions of the first three episodes."""
+    first, second = (
+        np.asarray(train(small(module, "cem"), 3)[0][-1].replay.data.action)
+        for module in (mbrl_v05, mbrl_v10)
+    )
+    by_key = jax.vmap(lambda key: rollout.episode(key, ENV, policies.uniform(ENV)))
+    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(jnp.arange(3))
+    random = jax.jit(by_key)(jax.vmap(jax.random.split)(keys)[:, 0]).transitions.action
+    np.testing.assert_allclose(first, np.asarray(random).reshape(90, 2), rtol=1e-6)
+    np.testing.assert_array_equal(first[:30], second[:30])
+    assert (first[30:] != second[30:]).any(axis=1).mean() > 0.9
+
+
+@pytest.mark.parametrize("module", [mbrl_v05, mbrl_v10, mbrl_v15])
+def test_the_planner_is_the_one_of_the_configuration(module: Any):
+    config = module.Config().plan
+    plan = dataclasses.replace(config, horizon=4, interval=1, num_elites=3, num_kept=2)
+
+    def program(make: Callable[[PyTree], Policy]) -> str:
+        act = lambda key, obs, x: make(x).act(key, obs, make(x).init())
+        return str(jax.make_jaxpr(act)(jax.random.key(0), jnp.zeros(6), state.model))
+
+    def expected(planner: str) -> str:
+        what = module.Config(planner=planner, plan=plan, model=TINY)
+        return program(aggregation.planning(ENV, what)[1])
+
+    algorithm = module.make(ENV, module.Config(planner="mppi", plan=plan, model=TINY))
+    state = jax.eval_shape(algorithm.init, jax.random.key(0))
+    found = program(lambda model: algorithm.policy(state._replace(model=model)))
+    assert found == expected("mppi") != expected("cem")
 
 
 @pytest.mark.parametrize(
@@ -101,8 +123,8 @@ def test_point_mass():
     """
     config = mbrl_v15.Config(capacity=300, planner="cem", plan=PLAN, model=MODEL)
     algorithm = mbrl_v15.make(ENV, config)
-    state, _ = train(algorithm, 6)
-    assert mean_return(ENV, algorithm, state) > -24
+    states, _ = train(algorithm, 6)
+    assert mean_return(ENV, algorithm, states[-1]) > -24
 
 
 @pytest.mark.parametrize("module", [mbrl_v05, mbrl_v10, mbrl_v15, nagabandi])
@@ -134,7 +156,7 @@ def test_what_was_planned_to_the_end_is_what_comes(planner: str):
     )
     assert valid.all()
     start = jax.tree.map(lambda x: x[0], transitions.obs)
-    foreseen = imagine.simulation(env, start)(transitions.action)
+    foreseen = rollout.simulation(env, start)(transitions.action)
     assert transitions.reward.sum() == pytest.approx(float(foreseen), rel=1e-5)
 
 
@@ -149,75 +171,70 @@ def test_it_needs_to_be_shown_the_simulator():
 # --- Imitation.
 
 
+BEFORE, IMITATIONS = 2 + 3, 20  # episodes
+IMITATION = nagabandi.Config(
+    capacity=40,
+    num_random_episodes=2,
+    num_model_episodes=3,
+    num_updates=100,
+    batch_size=32,
+    learning_rate=3e-3,
+    num_imitations=IMITATIONS,
+    num_episodes=16,
+    net=actor_critic.Config(hidden_sizes=(32,), squash=True),
+    planner="cem",
+    plan=mpc.Config(horizon=1, num_samples=50, num_elites=5, num_iterations=4),
+    model=TINY,
+)
+
+
+@pytest.fixture(scope="module")
+def imitating() -> tuple[Algorithm, list[PyTree], list[Any]]:
+    """In probe5, with one model-free update at the end: the states from the initial one
+    on, and the metrics.  The best action is obs / 2, worth 1."""
+    algorithm = nagabandi.make(probes.probe5(), IMITATION)
+    return algorithm, *train(algorithm, BEFORE + IMITATIONS + 1)
+
+
+def same(a: PyTree, b: PyTree) -> bool:
+    return all(map(np.array_equal, *map(jax.tree.leaves, (a, b))))
+
+
 @pytest.mark.slow
-def test_a_network_learns_what_the_planner_does():
-    """The best action is obs / 2, worth 1; random ones are worth 0.4."""
-    env, before = probes.probe5(), 2 + 3
-    config = nagabandi.Config(
-        capacity=40,
-        num_random_episodes=2,
-        num_model_episodes=3,
-        num_updates=100,
-        batch_size=32,
-        learning_rate=3e-3,
-        num_imitations=20,
-        net=actor_critic.Config(hidden_sizes=(32,), squash=True),
-        planner="cem",
-        plan=mpc.Config(horizon=1, num_samples=50, num_elites=5, num_iterations=4),
-        model=TINY,
-    )
-    algorithm = nagabandi.make(env, config)
-    modelled, _ = train(algorithm, before)
-    assert modelled.answers.size == 0
-    state, metrics = train(algorithm, before + 20)
-    assert state.answers.size == 20
-    losses = [float(x["imitation/loss"]) for x in metrics]
-    assert max(losses[:before]) == 0 < min(losses[before:])
-    assert losses[-1] < losses[before] / 2
-    answers = jax.tree.map(lambda x: x[:20], state.answers.data)
+def test_a_network_learns_what_the_planner_does(imitating: tuple):
+    algorithm, states, metrics = imitating
+    assert states[BEFORE].answers.size == 0
+    state = states[BEFORE + IMITATIONS]
+    assert state.answers.size == IMITATIONS
+    losses = [float(x["imitation/loss"]) for x in metrics[:-1]]
+    assert max(losses[:BEFORE]) == 0 < min(losses[BEFORE:])
+    assert losses[-1] < losses[BEFORE] / 2
+    answers = jax.tree.map(lambda x: np.asarray(x)[:IMITATIONS], state.answers.data)
     np.testing.assert_allclose(answers.action, answers.obs / 2, atol=0.1)
     policy = algorithm.policy(state)
+    act = jax.jit(lambda key, obs: policy.act(key, obs, policy.init())[0])
     for obs in (-1.0, 1.0):  # now the network's: it needs no key
-        acts = [
-            policy.act(jax.random.key(i), jnp.full(1, obs), policy.init())[0]
-            for i in range(2)
-        ]
+        acts = [act(jax.random.key(i), jnp.full(1, obs)) for i in range(2)]
         np.testing.assert_array_equal(*acts)
         np.testing.assert_allclose(acts[0], obs / 2, atol=0.15)
 
 
 @pytest.mark.slow
-def test_the_model_stays_as_it_is_once_it_is_imitated():
-    config = nagabandi.Config(
-        capacity=90, num_model_episodes=0, num_updates=1, plan=PLAN, model=TINY
-    )
-    algorithm = nagabandi.make(ENV, config)
-    one, three = (train(algorithm, num)[0] for num in (1, 3))
-    assert three.num_steps == 3
-    for x, y in zip(
-        *(jax.tree.leaves(s.model.params) for s in (one, three)), strict=True
-    ):
-        np.testing.assert_array_equal(x, y)
-    assert (one.model.inputs.mean == three.model.inputs.mean).all()
+def test_the_model_stays_as_it_is_once_it_is_imitated(imitating: tuple):
+    _, states, _ = imitating
+    assert [int(x.num_steps) for x in states] == list(range(len(states)))
+    models = [x.model for x in states]
+    assert not any(same(*models[i : i + 2]) for i in range(BEFORE))
+    assert all(same(models[BEFORE], x) for x in models[BEFORE:])
 
 
-def test_after_the_imitation_it_learns_without_the_model():
-    config = nagabandi.Config(
-        capacity=200,
-        num_model_episodes=0,
-        num_imitations=2,
-        num_episodes=3,
-        num_updates=1,
-        plan=PLAN,
-        model=TINY,
-    )
-    algorithm = nagabandi.make(ENV, config)
-    (imitated, _), (tuned, metrics) = (train(algorithm, num) for num in (3, 4))
-    same = lambda a, b: all(map(np.array_equal, *map(jax.tree.leaves, (a, b))))
-    assert same(imitated.model, tuned.model)
+@pytest.mark.slow
+def test_after_the_imitation_it_learns_without_the_model(imitating: tuple):
+    _, states, metrics = imitating
+    imitated, tuned = states[-2:]
     assert same(imitated.answers, tuned.answers)
     assert same(imitated.learner.agent.obs, tuned.learner.agent.obs)
     assert not same(imitated.learner.agent.actor, tuned.learner.agent.actor)
-    assert tuned.env_steps - imitated.env_steps == 3 * ENV.episode_length
-    assert 0 < metrics[-1]["policy/divergence"] <= config.trpo.divergence
+    assert tuned.env_steps - imitated.env_steps == 16  # episodes of a step
+    assert 0 < metrics[-1]["policy/divergence"] <= IMITATION.trpo.max_kl
     assert metrics[-2]["policy/divergence"] == 0

@@ -6,9 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mbrl_jax import envs, train
+from mbrl_jax import envs
 from mbrl_jax.algorithms import ppo
 from mbrl_jax.envs import cartpole
+from mbrl_jax.training import train
 from mbrl_jax.types import EnvState
 
 

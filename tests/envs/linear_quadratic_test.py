@@ -7,10 +7,10 @@ import pytest
 import scipy.linalg
 
 from mbrl_jax.envs import linear_quadratic
-from mbrl_jax.envs.linear_quadratic import TWO_MASSES, Problem
+from mbrl_jax.envs.linear_quadratic import TWO_MASSES, LinearQuadratic
 from mbrl_jax.types import Array, EnvState
 
-RANDOM = Problem(
+RANDOM = LinearQuadratic(
     A=0.5 * np.random.default_rng(0).normal(size=(3, 3)),
     B=np.random.default_rng(1).normal(size=(3, 2)),
     Q=np.diag([1.0, 0.3, 2.0]),
@@ -25,7 +25,9 @@ def x64():
         yield
 
 
-def episode(problem: Problem, gains: Array, key: Array) -> tuple[EnvState, EnvState]:
+def episode(
+    problem: LinearQuadratic, gains: Array, key: Array
+) -> tuple[EnvState, EnvState]:
     """Start, and the states after each action of a linear controller."""
     env = linear_quadratic.make(problem, episode_length=gains.shape[0])
 
@@ -38,7 +40,7 @@ def episode(problem: Problem, gains: Array, key: Array) -> tuple[EnvState, EnvSt
 
 
 @problems
-def test_return_of_the_optimal_controller(problem: Problem):
+def test_return_of_the_optimal_controller(problem: LinearQuadratic):
     best = linear_quadratic.optimum(problem, 30)
     start, states = episode(problem, best.gains, jax.random.key(0))
     np.testing.assert_allclose(
@@ -48,7 +50,7 @@ def test_return_of_the_optimal_controller(problem: Problem):
 
 
 @problems
-def test_no_action_can_better_the_optimum(problem: Problem):
+def test_no_action_can_better_the_optimum(problem: LinearQuadratic):
     """The return is concave in the actions, so a zero gradient is proof."""
     best = linear_quadratic.optimum(problem, 20)
     start, states = episode(problem, best.gains, jax.random.key(0))
@@ -65,7 +67,7 @@ def test_no_action_can_better_the_optimum(problem: Problem):
 
 
 @problems
-def test_long_horizons_meet_the_algebraic_riccati_equation(problem: Problem):
+def test_long_horizons_meet_the_algebraic_riccati_equation(problem: LinearQuadratic):
     best = linear_quadratic.optimum(problem, 400)
     P = scipy.linalg.solve_discrete_are(*map(np.asarray, problem[:4]))
     np.testing.assert_allclose(best.costs[0], P, rtol=1e-7)
@@ -87,7 +89,7 @@ def test_expected_return_under_noise():
 
 
 @problems
-def test_the_limit_leaves_the_optimum_alone(problem: Problem):
+def test_the_limit_leaves_the_optimum_alone(problem: LinearQuadratic):
     """From every corner of the cube of starts; what lies between is a mixture."""
     A, B = jnp.asarray(problem.A), jnp.asarray(problem.B)
     corners = jnp.array(list(itertools.product([-1.0, 1.0], repeat=A.shape[0])))
@@ -109,6 +111,6 @@ def test_the_limit_leaves_the_optimum_alone(problem: Problem):
         TWO_MASSES._replace(B=np.ones(4)),
     ],
 )
-def test_matrices_must_fit(problem: Problem):
+def test_matrices_must_fit(problem: LinearQuadratic):
     with pytest.raises(ValueError, match="A, B, Q, R of a problem do not fit"):
         linear_quadratic.make(problem)

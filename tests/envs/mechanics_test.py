@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mbrl_jax import simulator
-from mbrl_jax.envs import acrobot, cartpole, reacher
+from mbrl_jax.envs import acrobot, cartpole, reacher, simulator
 from mbrl_jax.ops import two_link
 from mbrl_jax.types import Array
 

@@ -2,6 +2,7 @@
 
 import functools
 import sys
+from typing import Any, NamedTuple
 
 import jax
 import jax.flatten_util
@@ -28,80 +29,118 @@ ENDING = (  # by the random actions of these tests
 )
 ENDLESS = [name for name in envs.names() if name[:5] != "probe" and name not in ENDING]
 OPTIMAL_RETURNS = {
-    "probe1": lambda obs: jnp.ones(()),
+    "probe1": lambda obs: 1.0,
     "probe2": lambda obs: obs[0],
-    "probe3": lambda obs: jnp.ones(()),
-    "probe4": lambda obs: jnp.ones(()),
-    "probe5": lambda obs: jnp.ones(()),
+    "probe3": lambda obs: 1.0,
+    "probe4": lambda obs: 1.0,
+    "probe5": lambda obs: 1.0,
 }
 
 
-def random_actions(env: Env, num_steps: int) -> Array:
+def random_actions(env: Env, num_steps: int) -> np.ndarray:
     """A third of them beyond the limits, the first among them: [T, A] or [T]."""
     if env.num_actions:
-        return jax.random.randint(jax.random.key(1), (num_steps,), 0, env.num_actions)
+        shape = (num_steps,)
+        return np.asarray(
+            jax.random.randint(jax.random.key(1), shape, 0, env.num_actions)
+        )
     shape = (num_steps, env.action_size)
-    fractions = jax.random.uniform(jax.random.key(1), shape, minval=-1.5, maxval=1.5)
-    return env.action_limit * fractions.at[0].set(1.3)
+    fractions = np.random.default_rng(1).uniform(-1.5, 1.5, shape).astype(np.float32)
+    fractions[0] = 1.3
+    return env.action_limit * fractions
+
+
+class Seen(NamedTuple):
+    """Of all states of an episode, the first one included: [T + 1, ...]."""
+
+    obs: Array
+    reward: Array
+    terminal: Array
+    truncated: Array
+    time: Array
+
+
+def run(env: Env, key: Array, actions: Array) -> tuple[EnvState, Seen]:
+    """The last state too."""
+
+    def step(env_state: EnvState, action: Array) -> tuple[EnvState, Seen]:
+        return env.step(env_state, action), see(env_state)
+
+    see = lambda env_state: Seen(*(getattr(env_state, x) for x in Seen._fields))
+    last, seen = jax.lax.scan(step, env.reset(key), actions)
+    join = lambda s, x: jnp.concatenate([s, x[None]])
+    return last, jax.tree.map(join, seen, see(last))
+
+
+play = jax.jit(lambda *args: run(*args)[1], static_argnums=0)
+
+
+class Episode(NamedTuple):
+    seen: Seen
+    rules: list[Array] | None  # rewards and ends, of what is seen: [T]
+    frames: Array  # of the first state and the last
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def play(env: Env, key: Array, actions: Array) -> EnvState:
-    """All states, the first one included: [T + 1, ...]."""
-
-    def step(env_state: EnvState, action: Array) -> tuple[EnvState, EnvState]:
-        return env.step(env_state, action), env_state
-
-    last, states = jax.lax.scan(step, env.reset(key), actions)
-    return jax.tree.map(lambda s, x: jnp.concatenate([s, x[None]]), states, last)
+def look_at(env: Env, key: Array, actions: Array) -> Episode:
+    """All in one program."""
+    last, seen = run(env, key, actions)
+    both = jax.tree.map(lambda *x: jnp.stack(x), env.reset(key), last)
+    assert env.render is not None
+    rules = None
+    if env.reward is not None:
+        assert env.terminal is not None
+        before_and_after = seen.obs[:-1], actions, seen.obs[1:]
+        rules = [jax.vmap(f)(*before_and_after) for f in (env.reward, env.terminal)]
+    return Episode(seen, rules, env.render(both))
 
 
 @functools.cache
-def episode(name: str) -> tuple[Env, Array, EnvState]:
+def episode(name: str) -> tuple[Env, np.ndarray, Episode]:
     env = envs.make(name)
     actions = random_actions(env, env.episode_length)
-    return env, actions, play(env, jax.random.key(0), actions)
+    return env, actions, in_numpy(look_at(env, jax.random.key(0), actions))
+
+
+def in_numpy(tree: Any) -> Any:
+    return jax.tree.map(np.asarray, tree)
 
 
 @each
 def test_record(name: str):
-    env, _, states = episode(name)
+    env, _, (seen, _, _) = episode(name)
     assert env.name == name
     assert (env.num_actions > 0) == (env.action_size == 0) == (name in DISCRETE)
-    assert states.obs.shape == (env.episode_length + 1, env.obs_size)
-    for leaf in (states.reward, states.terminal, states.truncated, states.time):
+    assert seen.obs.shape == (env.episode_length + 1, env.obs_size)
+    for leaf in seen[1:]:
         assert leaf.shape == (env.episode_length + 1,)
-    assert states.terminal.dtype == states.truncated.dtype == bool
-    assert states.time.dtype == jnp.int32
-    for leaf in (states.obs, states.reward):
-        assert leaf.dtype == jnp.float32
-        assert jnp.isfinite(leaf).all()
-    np.testing.assert_array_equal(states.time, np.arange(env.episode_length + 1))
-    assert not states.terminal[0]
-    assert states.reward[0] == 0
+    assert seen.terminal.dtype == seen.truncated.dtype == bool
+    assert seen.time.dtype == np.int32
+    for leaf in (seen.obs, seen.reward):
+        assert leaf.dtype == np.float32
+        assert np.isfinite(leaf).all()
+    np.testing.assert_array_equal(seen.time, np.arange(env.episode_length + 1))
+    assert not seen.terminal[0]
+    assert seen.reward[0] == 0
 
 
 @each
 def test_reward_and_terminal_are_functions_of_what_is_seen(name: str):
-    env, actions, states = episode(name)
+    env, _, (seen, rules, _) = episode(name)
     if name in PARTLY_SEEN:
         assert env.reward is env.terminal is None
         return
-    seen = states.obs[:-1], actions, states.obs[1:]
-    assert env.reward is not None
-    assert env.terminal is not None
-    np.testing.assert_allclose(
-        jax.vmap(env.reward)(*seen), states.reward[1:], rtol=1e-5, atol=1e-5
-    )
-    np.testing.assert_array_equal(jax.vmap(env.terminal)(*seen), states.terminal[1:])
+    reward, terminal = rules
+    np.testing.assert_allclose(reward, seen.reward[1:], rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(terminal, seen.terminal[1:])
 
 
 @each
 def test_the_clock_and_the_end(name: str):
-    _, _, states = episode(name)
-    assert not states.truncated[:-1].any()
-    assert states.truncated[-1] == (name in ENDLESS)
-    assert states.terminal.any() == (name not in ENDLESS)
+    _, _, (seen, _, _) = episode(name)
+    assert not seen.truncated[:-1].any()
+    assert seen.truncated[-1] == (name in ENDLESS)
+    assert seen.terminal.any() == (name not in ENDLESS)
 
 
 @each
@@ -110,7 +149,8 @@ def test_types_stay_so_that_one_compilation_is_enough(name: str, x64: bool):
     with jax.enable_x64(x64):
         env = envs.make(name)
         before = jax.eval_shape(env.reset, jax.random.key(0))
-        action = random_actions(env, 1)[0]
+        kind = int if env.num_actions else float
+        action = jnp.asarray(random_actions(env, 1)[0], kind)
         after = jax.eval_shape(env.step, before, action)
         types = lambda tree: [
             (leaf.shape, leaf.dtype, leaf.weak_type) for leaf in jax.tree.leaves(tree)
@@ -123,12 +163,14 @@ def test_types_stay_so_that_one_compilation_is_enough(name: str, x64: bool):
 
 @each
 def test_same_key_same_episode_alone_or_in_a_batch(name: str):
-    env, actions, states = episode(name)
-    again = play(env, jax.random.key(0), actions)
-    np.testing.assert_array_equal(again.obs, states.obs)
+    env, actions, (seen, _, _) = episode(name)
+    again = look_at(env, jax.random.key(0), actions)
+    np.testing.assert_array_equal(again.seen.obs, seen.obs)
     keys = jnp.stack([jax.random.key(i) for i in range(6)])
-    batch = jax.vmap(lambda key: play(env, key, actions).obs)(keys)[:, :6]
-    single = jnp.stack([play(env, key, actions).obs for key in keys])[:, :6]
+    few = actions[:5]
+    batch = jax.jit(jax.vmap(lambda key: run(env, key, few)[1].obs))(keys)
+    single = [look_at(env, key, actions).seen.obs[:6] for key in keys]
+    single = np.stack([np.asarray(x) for x in single])
     np.testing.assert_allclose(batch, single, rtol=1e-4, atol=1e-5)
     others_differ = (single[1:, 0] != single[:1, 0]).any()
     assert others_differ == (name not in SAME_START)
@@ -136,12 +178,13 @@ def test_same_key_same_episode_alone_or_in_a_batch(name: str):
 
 @continuous
 def test_actions_are_clipped(name: str):
-    env, actions, states = episode(name)
+    env, actions, (seen, _, _) = episode(name)
     limit = env.action_limit
-    clipped = play(env, jax.random.key(0), jnp.clip(actions, -limit, limit))
-    assert jnp.abs(actions).max() > limit
-    np.testing.assert_array_equal(clipped.reward, states.reward)
-    np.testing.assert_array_equal(clipped.obs, states.obs)
+    inside = np.clip(actions, -limit, limit)
+    clipped = look_at(env, jax.random.key(0), inside).seen
+    assert np.abs(actions).max() > limit
+    np.testing.assert_array_equal(clipped.reward, seen.reward)
+    np.testing.assert_array_equal(clipped.obs, seen.obs)
 
 
 @continuous
@@ -149,17 +192,20 @@ def test_gradient_is_that_of_finite_differences(name: str):
     """Of the next state, obs and reward, weighted, in the state, obs and action."""
     with jax.enable_x64(True):
         env = envs.make(name)
-        env_state = env.reset(jax.random.key(3))
-        action = jnp.full(env.action_size, 0.3 * env.action_limit)
+        env_state = jax.jit(env.reset)(jax.random.key(3))
+        action = np.full(env.action_size, 0.3 * env.action_limit)
         is_float = lambda leaf: jnp.issubdtype(leaf.dtype, jnp.floating)
         leaves, structure = jax.tree.flatten(env_state)
         floats = [leaf for leaf in leaves if is_float(leaf)]
         point, unravel = jax.flatten_util.ravel_pytree((floats, action))
         # Away from the start, which is at rest in some.
-        point = point + 0.1 * np.random.default_rng(0).normal(size=point.size)
+        point = np.asarray(point) + 0.1 * np.random.default_rng(0).normal(
+            size=point.size
+        )
         weights = np.random.default_rng(1).normal(size=point.size)
 
         @jax.jit
+        @jax.value_and_grad
         def step(point: Array) -> Array:
             floats, action = unravel(point)
             fill = iter(floats)
@@ -170,19 +216,16 @@ def test_gradient_is_that_of_finite_differences(name: str):
             return results @ weights[: results.size]
 
         small = 1e-6 * np.eye(point.size)
-        numeric = [(step(point + s) - step(point - s)) / 2e-6 for s in small]
-        gradient = jax.jit(jax.grad(step))(point)
+        value = lambda point: float(step(point)[0])
+        numeric = [(value(point + s) - value(point - s)) / 2e-6 for s in small]
+        gradient = np.asarray(step(point)[1])
         np.testing.assert_allclose(gradient, numeric, rtol=1e-6, atol=1e-7)
-        assert jnp.abs(gradient[-env.action_size :]).min() > 1e-3
+        assert np.abs(gradient[-env.action_size :]).min() > 1e-3
 
 
 @each
 def test_pictures(name: str):
-    env, _, states = episode(name)
-    assert env.render is not None
-    frames = np.asarray(
-        env.render(jax.tree.map(lambda leaf: leaf[jnp.array([0, -1])], states))
-    )
+    *_, (_, _, frames) = episode(name)
     assert frames.dtype == np.uint8
     assert frames.ndim == 4
     assert frames.shape[0] == 2
@@ -195,24 +238,25 @@ def test_pictures(name: str):
 @pytest.mark.parametrize("name", OPTIMAL_RETURNS)
 def test_optimal_returns_of_the_probes(name: str):
     env = envs.make(name)
-    candidates = jnp.linspace(-1, 1, 41)[:, None]
+    candidates = np.linspace(-1, 1, 41, dtype=np.float32)[:, None]
 
-    def value(key: Array, action: Array) -> Array:
-        states = play(env, key, jnp.repeat(action[None], env.episode_length, axis=0))
-        return states.reward.sum(), states.terminal, states.obs[0]
+    @jax.jit
+    @functools.partial(jax.vmap, in_axes=(None, 0))
+    def play_all(key: Array, action: Array) -> Seen:
+        return run(env, key, jnp.repeat(action[None], env.episode_length, axis=0))[1]
 
     for key in jax.random.split(jax.random.key(0), 4):
-        returns, terminal, obs = jax.vmap(value, (None, 0))(key, candidates)
-        optimum = OPTIMAL_RETURNS[name](obs[0])
+        seen = in_numpy(play_all(key, candidates))
+        optimum = OPTIMAL_RETURNS[name](seen.obs[0, 0])
+        returns = seen.reward.sum(axis=1)
         np.testing.assert_allclose(returns.max(), optimum, atol=1e-6)
-        np.testing.assert_array_equal(terminal.sum(axis=1), 1)
-        assert terminal[:, -1].all()
+        np.testing.assert_array_equal(seen.terminal.sum(axis=1), 1)
+        assert seen.terminal[:, -1].all()
 
 
 def test_half_of_the_coins_are_heads():
-    obs = jax.vmap(envs.make("probe2").reset)(
-        jax.random.split(jax.random.key(0), 1000)
-    ).obs
+    reset = jax.jit(jax.vmap(envs.make("probe2").reset))
+    obs = np.asarray(reset(jax.random.split(jax.random.key(0), 1000)).obs)
     assert set(np.unique(obs)) == {-1.0, 1.0}
     assert abs(obs.mean()) < 0.1
 
@@ -251,7 +295,7 @@ def test_positions_are_what_is_left_without_velocities():
         ("cartpole_no_velocity", "cartpole", (0, 2)),
         ("pendulum_no_velocity", "pendulum", (0, 1)),
     ):
-        (_, _, part), (_, _, whole) = episode(name), episode(of)
+        part, whole = episode(name)[2].seen, episode(of)[2].seen
         np.testing.assert_array_equal(part.obs, whole.obs[:, kept])
         np.testing.assert_array_equal(part.reward, whole.reward)
         np.testing.assert_array_equal(part.terminal, whole.terminal)
@@ -260,15 +304,16 @@ def test_positions_are_what_is_left_without_velocities():
 @pytest.mark.parametrize(("right", "expected"), [(True, 4.0), (False, -0.1)])
 def test_the_t_maze_pays_for_the_turn_that_its_sign_said(right: bool, expected: float):
     env = envs.make("t_maze")
+    reset = jax.jit(env.reset)
     for key in jax.random.split(jax.random.key(0), 6):
-        sign = env.reset(key).obs[0]
+        sign = reset(key).obs[0]
         up = (sign > 0) == right
-        actions = jnp.array([0] * 10 + [1 if up else 2])
-        states = play(env, key, actions)
+        actions = np.array([0] * 10 + [1 if up else 2])
+        states = in_numpy(play(env, key, actions))
         np.testing.assert_array_equal(states.obs[0], [sign, 0])
         np.testing.assert_array_equal(states.obs[1:10], np.zeros((9, 2)))
         np.testing.assert_array_equal(states.obs[10], [0, 1])
         np.testing.assert_array_equal(states.terminal, [False] * 11 + [True])
         assert float(states.reward.sum()) == pytest.approx(expected)
-    bumped = play(env, key, jnp.array([1, 0, 2]))
+    bumped = play(env, key, np.array([1, 0, 2]))
     np.testing.assert_allclose(bumped.reward[1:], [-0.1, 0, -0.1])

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments import command_flags, compare, selection
+from experiments import compare
+from experiments.runs import command_flags
+from experiments.sweeps import selection
 
 Line = dict[str, Any]
 

@@ -1,13 +1,28 @@
-"""A run small enough that only the commands are tested."""
+"""Runs small enough that only the commands are tested."""
 
 import shutil
 from pathlib import Path
 
+import jax
 import pytest
 
 from experiments import run
 
+# The method that compiles quickest: it learns nothing, but its state has a history.
 FLAGS = """
+--algorithm=mpc
+--env=point_mass
+--planner=mppi
+--plan.num_iterations=1
+--plan.horizon=2
+--plan.num_samples=5
+--search.widening_factor=1
+--num_steps=4
+--eval_every=2
+--eval_episodes=2
+"""
+MODEL_FLAGS = """
+--algorithm=pets
 --env=point_mass
 --planner=random_shooting
 --propagation=expectation
@@ -19,10 +34,16 @@ FLAGS = """
 --model.num_elites=1
 --model.hidden_sizes=8
 --model.num_epochs=2
---num_steps=4
+--num_steps=2
 --eval_every=2
 --eval_episodes=2
 """
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_device() -> None:
+    """The commands would make a device of each core, if nothing has been computed."""
+    jax.devices()
 
 
 @pytest.fixture(scope="session")
@@ -45,3 +66,19 @@ def whole(tiny: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished(whole: Path, tmp_path: Path) -> Path:
     """A finished run to be spoiled."""
     return Path(shutil.copytree(whole, tmp_path / "finished"))
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The flag that makes a run tiny, of a method that learns a model."""
+    path = tmp_path_factory.mktemp("flags") / "tiny_model.flags"
+    path.write_text(MODEL_FLAGS)
+    return f"--flagfile={path}"
+
+
+@pytest.fixture(scope="session")
+def modelled(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with a model.  Read only."""
+    folder = tmp_path_factory.mktemp("runs") / "modelled"
+    run.main(["run", tiny_model, f"--run_dir={folder}"])
+    return folder

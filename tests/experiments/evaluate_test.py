@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import evaluate, metrics_log
+from experiments import evaluate
+from experiments.runs import metrics_log
 
 NAMES = [f"eval/{name}" for name in evaluate.COLUMNS]
 

@@ -11,7 +11,8 @@ import pytest
 from absl import flags
 from PIL import Image
 
-from experiments import identify, recordings
+from experiments import identify
+from experiments.runs import recordings
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,9 @@ import pytest
 import scipy.stats
 from PIL import Image
 
-from experiments import plot, run_folder
+from experiments import plot
+from experiments.reports import plots
+from experiments.runs import run_folder
 
 
 def make_run(folder: Path, num_seeds: int) -> Path:
@@ -53,7 +55,7 @@ def test_the_interval_is_students() -> None:
     low, high = scipy.stats.t.interval(
         0.95, 4, loc=values.mean(axis=1), scale=scipy.stats.sem(values, axis=1)
     )
-    np.testing.assert_allclose(plot.interval(values), (high - low) / 2)
+    np.testing.assert_allclose(plots.interval(values), (high - low) / 2)
 
 
 def test_the_curve_has_a_value_wherever_there_was_one() -> None:
@@ -62,7 +64,7 @@ def test_the_curve_has_a_value_wherever_there_was_one() -> None:
         {"step": 2, "env_steps": [200, 250]},
         {"step": 3, "env_steps": [300, 350], "r": [3.0, None]},
     ]
-    steps, values = plot._curve(lines, "r")
+    steps, values = plots._curve(lines, "r")
     np.testing.assert_array_equal(steps, [100, 325])
     np.testing.assert_array_equal(values, [[1, 2], [3, np.nan]])
 
@@ -81,10 +83,10 @@ def test_runs_of_one_and_several_seeds_are_drawn(
 
 def test_overlaid_runs_differ_in_colour(tmp_path: Path) -> None:
     folders = [make_run(tmp_path / str(n), n) for n in (1, 2)]
-    plot.learning_curve(folders, tmp_path / "a.png")
+    plots.learning_curve(folders, tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as image:
         pixels = np.asarray(image.convert("RGB")).reshape(-1, 3)
-    for colour in plot.COLOURS[:2]:
+    for colour in plots.COLOURS[:2]:
         rgb = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
         assert (pixels == rgb).all(axis=1).sum() > 100
 
@@ -110,10 +112,10 @@ def test_broken_files_are_named(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", 1)
     (folder / "diagnostics.json").write_text('{"model/nll": 1.0}')
     with pytest.raises(ValueError, match=r"diagnostics.json is not what was expected"):
-        plot.diagnostics(folder, tmp_path / "a.png")
+        plots.diagnostics(folder, tmp_path / "a.png")
     (folder / "metrics.jsonl").write_text('{"step": 1, "env_steps": 3}\n')
     with pytest.raises(ValueError, match="no returns yet"):
-        plot.learning_curve([folder], tmp_path / "a.png")
+        plots.learning_curve([folder], tmp_path / "a.png")
     (folder / "metrics.jsonl").unlink()
     with pytest.raises(OSError, match=r"no metrics.jsonl"):
-        plot.learning_curve([folder], tmp_path / "a.png")
+        plots.learning_curve([folder], tmp_path / "a.png")

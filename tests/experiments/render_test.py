@@ -6,21 +6,23 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import registry, render
+from experiments import render
+from experiments.reports import animation
+from experiments.runs import registry
 
 
 def test_a_gif_plays_at_the_right_speed_for_ever(tmp_path: Path) -> None:
     frames = np.full((12, 20, 30, 3), 240, np.uint8)
     for time in range(12):
         frames[time, :, 2 * time : 2 * time + 4] = (200, 10, 30)
-    render.write_gif(tmp_path / "a.gif", frames)
+    animation.write_gif(tmp_path / "a.gif", frames)
     with Image.open(tmp_path / "a.gif") as image:
         assert image.n_frames == 12
         assert image.size == (30, 20)
         assert image.info["loop"] == 0
         for time in range(12):
             image.seek(time)
-            assert image.info["duration"] == render.FRAME_TIME
+            assert image.info["duration"] == animation.FRAME_TIME
             shown = np.asarray(image.convert("RGB"), int)
             assert np.abs(shown - frames[time]).max() < 8
 
@@ -47,9 +49,9 @@ def test_an_episode_is_rendered_from_the_folder_alone(
 def test_what_cannot_be_rendered_is_named(whole: Path, tmp_path: Path) -> None:
     run = registry.load(whole, print)
     with pytest.raises(ValueError, match="run is 1, but there are 1"):
-        render.episode(run, tmp_path / "a.gif", which=1)
+        animation.episode(run, tmp_path / "a.gif", which=1)
     blind = run._replace(env=run.env._replace(render=None))
     with pytest.raises(ValueError, match="point_mass has no picture"):
-        render.episode(blind, tmp_path / "a.gif")
+        animation.episode(blind, tmp_path / "a.gif")
     with pytest.raises(OSError, match="no run folder"):
         render.main(["render", "--run_dir=/nowhere"])

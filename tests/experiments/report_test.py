@@ -14,9 +14,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import command_flags, plot, report, report_page, report_text
-from experiments.results import Reference, rows
-from experiments.statistics import Estimate
+from experiments import report
+from experiments.reports import page as report_page
+from experiments.reports import plots
+from experiments.reports import text as report_text
+from experiments.reports.results import Reference, rows
+from experiments.reports.statistics import Estimate
+from experiments.runs import command_flags
 
 Line = dict[str, Any]
 EVIL = '<script>alert("x")</script> & <b>'
@@ -246,7 +250,7 @@ def test_a_browser_without_network_shows_it(tmp_path: Path, html: str) -> None:
     browse(path, tmp_path, "--screenshot=page.png", "--window-size=1200,5000")
     with Image.open(tmp_path / "page.png") as image:
         pixels = np.asarray(image.convert("RGB")).reshape(-1, 3).astype(int)
-    for colour in plot.COLOURS[:2]:  # those of the two methods' lines and dots
+    for colour in plots.COLOURS[:2]:  # those of the two methods' lines and dots
         rgb = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
         assert (abs(pixels - rgb).max(axis=1) < 8).sum() > 2000
 

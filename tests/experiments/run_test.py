@@ -1,20 +1,28 @@
 """The command that trains: its folder, its faults, and what survives a kill."""
 
 import json
-import random
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from experiments import command_flags, evaluate, metrics_log, render, run, run_folder
-from mbrl_jax import checkpoints, train
+from experiments import evaluate, render, run
+from experiments.runs import (
+    command_flags,
+    jax_settings,
+    metrics_log,
+    registry,
+    run_folder,
+)
+from mbrl_jax.training import checkpoints, train
 
 
 def start(*arguments: str, **options: Any) -> subprocess.Popen[str]:
@@ -73,26 +81,36 @@ def complain(
     return int(str(stop.value.code)), line
 
 
+FILES = {
+    ".lock",
+    "checkpoints",
+    "config.json",
+    "episode.gif",
+    "learning_curve.png",
+    "metrics.jsonl",
+    "status.json",
+    "tensorboard",
+}
+
+
 def test_a_finished_run_leaves_everything(whole: Path) -> None:
-    assert {path.name for path in whole.iterdir()} == {
-        ".lock",
-        "checkpoints",
-        "config.json",
-        "diagnostics.json",
-        "diagnostics.png",
-        "episode.gif",
-        "learning_curve.png",
-        "metrics.jsonl",
-        "status.json",
-        "tensorboard",
-    }
+    assert {path.name for path in whole.iterdir()} == FILES
     status = run_folder.read_json(whole / "status.json")
-    assert (status["status"], status["step"], status["missing"]) == ("finished", 4, {})
+    assert (status["status"], status["step"]) == ("finished", 4)
+    assert status["missing"] == {"diagnostics.png": "there is no model"}
     lines = metrics_log.read(whole)
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     assert [line["env_steps"] for line in lines] == [100, 200, 300, 400]
     assert ["eval/return_mean" in line for line in lines] == [False, True, False, True]
-    diagnosis = run_folder.read_json(whole / "diagnostics.json")
+
+
+@pytest.mark.slow
+def test_a_model_is_diagnosed(modelled: Path) -> None:
+    diagnostics = {"diagnostics.json", "diagnostics.png"}
+    assert {path.name for path in modelled.iterdir()} == FILES | diagnostics
+    status = run_folder.read_json(modelled / "status.json")
+    assert (status["status"], status["missing"]) == ("finished", {})
+    diagnosis = run_folder.read_json(modelled / "diagnostics.json")
     assert np.isfinite(diagnosis["model/open_loop_rmse"]).all()
 
 
@@ -175,19 +193,22 @@ def test_bad_input_is_one_line(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.slow
-def test_bad_input_is_one_line_in_a_real_process(whole: Path) -> None:
-    for argument, code in (
-        ("--plan.horizn=3", 2),
-        ("--plan.horizon=0", 1),
-        (f"--run_dir={whole / 'config.json'}/run", 1),
-    ):
-        process = start(argument)
-        out, err = process.communicate()
-        assert process.returncode == code
-        assert out == ""
-        assert len(err.splitlines()) == 1
-        assert "Traceback" not in err
+def test_bad_input_is_one_line_in_a_real_process() -> None:
+    process = start("--plan.horizn=3")
+    out, err = process.communicate()
+    assert process.returncode == 2
+    assert out == ""
+    assert len(err.splitlines()) == 1
+    assert "Traceback" not in err
+
+
+def test_a_folder_below_a_file_is_one_line(
+    whole: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argument = f"--run_dir={whole / 'config.json'}/run"
+    code, line = complain(monkeypatch, capsys, argument)
+    assert code == 1
+    assert "cannot write to" in line
 
 
 def test_another_configuration_is_refused(
@@ -251,28 +272,35 @@ def test_a_disk_that_fills_up_is_one_line_and_says_what_is_left(
 
 
 @pytest.mark.slow
-def test_a_killed_run_resumes_and_ends_where_the_whole_one_ends(
-    tmp_path: Path, tiny: str
+def test_a_run_that_is_killed_and_stopped_ends_where_the_whole_one_ends(
+    tmp_path: Path, tiny: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    steps = "--num_steps=40"
-    process = start(tiny, steps, f"--run_dir={tmp_path / 'whole'}")
-    process.communicate()
-    assert process.returncode == 0
-    folder = tmp_path / "killed"
-    moments, codes, done = random.Random(0), [], 0
-    for _ in range(3):
-        process = start(tiny, steps, f"--run_dir={folder}")
-        wait_for_steps(process, folder, done + 2)
-        time.sleep(moments.uniform(0, 0.6))
-        process.kill()
-        process.communicate()
-        codes.append(process.returncode)
-        done = max(checkpoints.steps(folder / "checkpoints"), default=0)
-    assert codes[0] == -signal.SIGKILL  # a quick machine may be done before the third
-    process = start(f"--run_dir={folder}")
-    _, err = process.communicate()
-    assert process.returncode == 0, err
-    assert "damaged" not in err
+    """A kill comes at any moment, a signal leaves a checkpoint of the last step."""
+    flags = (tiny, "--num_steps=60", "--eval_every=20")
+    run.main(["run", *flags, f"--run_dir={tmp_path / 'whole'}"])
+    folder, done = tmp_path / "stopped", 0
+    for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT):
+        process = start(*flags, f"--run_dir={folder}")
+        wait_for_steps(process, folder, done + 3)
+        process.send_signal(number)
+        out, err = process.communicate()
+        steps = checkpoints.steps(folder / "checkpoints")
+        assert max(steps) > done
+        done = max(steps)
+        assert "damaged" not in err
+        if number == signal.SIGKILL:
+            assert process.returncode == -signal.SIGKILL
+            continue
+        assert process.returncode == 0, err
+        assert "Traceback" not in err
+        assert out == f"stopped after step {done}; to go on: --run_dir={folder}\n"
+        status = run_folder.read_json(folder / "status.json")
+        assert (status["status"], status["step"]) == ("stopped", done)
+        assert metrics_log.read(folder)[-1]["step"] == done
+    assert done < 60
+    capsys.readouterr()
+    run.main(["run", f"--run_dir={folder}"])
+    assert "damaged" not in capsys.readouterr().err
     assert_same(folder, tmp_path / "whole")
     before, after = (
         (x / "episode.gif").read_bytes() for x in (tmp_path / "whole", folder)
@@ -280,30 +308,6 @@ def test_a_killed_run_resumes_and_ends_where_the_whole_one_ends(
     assert before == after
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_the_run_with_a_checkpoint(
-    tmp_path: Path, tiny: str, whole: Path, number: signal.Signals
-) -> None:
-    folder = tmp_path / "stopped"
-    process = start(tiny, "--num_steps=4000", f"--run_dir={folder}")
-    wait_for_steps(process, folder, 1)
-    process.send_signal(number)
-    out, err = process.communicate()
-    assert process.returncode == 0, err
-    assert "Traceback" not in err
-    (line,) = out.splitlines()
-    status = run_folder.read_json(folder / "status.json")
-    step = status["step"]
-    assert status["status"] == "stopped"
-    assert line == f"stopped after step {step}; to go on: --run_dir={folder}"
-    assert checkpoints.steps(folder / "checkpoints")[-1] == step
-    if step < 4:
-        run.main(["run", f"--run_dir={folder}", "--num_steps=4"])
-        assert_same(folder, whole)
-
-
-@pytest.mark.slow
 def test_several_seeds_keep_their_axis_to_the_disk(
     tmp_path: Path, tiny: str, whole: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -315,7 +319,8 @@ def test_several_seeds_keep_their_axis_to_the_disk(
     # the first episode is random: it does not depend on what is learned
     returns = [line["episode/return"] for line in (lines[0], single[0])]
     np.testing.assert_allclose(returns[0][0], returns[1], rtol=1e-4)
-    assert run_folder.read_json(folder / "status.json")["missing"] == {}
+    missing = run_folder.read_json(folder / "status.json")["missing"]
+    assert missing == {"diagnostics.png": "there is no model"}
     capsys.readouterr()
     evaluate.main(["evaluate", f"--run_dir={folder}"])
     assert len(capsys.readouterr().out.splitlines()) == 6
@@ -325,18 +330,40 @@ def test_several_seeds_keep_their_axis_to_the_disk(
         render.main(["render", f"--run_dir={folder}", "--run=3"])
 
 
-@pytest.mark.slow
+@pytest.fixture
+def precision() -> Iterator[None]:
+    """The command sets it for its whole process."""
+    before = jax.config.jax_enable_x64
+    matmul = jax.config.jax_default_matmul_precision
+    yield
+    jax.config.update("jax_enable_x64", before)
+    jax.config.update("jax_default_matmul_precision", matmul)
+
+
+@pytest.mark.usefixtures("precision")
 def test_float64_is_kept_to_the_disk(tmp_path: Path, tiny: str) -> None:
     folder = tmp_path / "x64"
-    arguments = (tiny, "--precision=x64", "--num_steps=1", f"--run_dir={folder}")
-    process = start(*arguments)
-    _, err = process.communicate()
-    assert process.returncode == 0, err
+    flags = (tiny, "--precision=x64", "--num_steps=1", "--nopictures")
+    run.main(["run", *flags, f"--run_dir={folder}"])
     path = folder / "checkpoints" / "1" / "record" / "metadata"
     dtypes = {dtype for _, _, dtype in json.loads(path.read_text())["leaves"]}
     assert "float64" in dtypes
     assert "float32" not in dtypes
-    code = (
-        f"from experiments import evaluate; evaluate.main(['', '--run_dir={folder}'])"
+    evaluation = metrics_log.read(folder)[-1]["eval/return_mean"]
+    jax.config.update("jax_enable_x64", False)  # the command turns it on again
+    evaluate.main(["evaluate", f"--run_dir={folder}"])
+    assert run_folder.read_json(folder / "evaluation.json")["eval/return_mean"] == (
+        evaluation
     )
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+@pytest.mark.usefixtures("precision")
+def test_a_model_that_is_learned_is_float64_too(tiny_model: str) -> None:
+    """At its start, that is: steps keep types."""
+    record = run.record_of(*run.parse(["run", tiny_model, "--precision=x64"]))
+    jax_settings.apply(record["precision"])
+    assembled = registry.assemble(record)
+    state = jax.eval_shape(assembled.loop().init, assembled.key)
+    dtypes = {x.dtype.name for x in jax.tree.leaves(state)}
+    assert "float64" in dtypes
+    assert "float32" not in dtypes

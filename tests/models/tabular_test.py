@@ -15,11 +15,11 @@ END = 5  # the state that ends the task
 PRIORS = (0.0, 0.3)
 
 
-def steps(seed: int) -> tabular.Step:
+def steps(seed: int) -> tabular.TabularTransition:
     """Random ones [T], from the first four states only, by the first two actions."""
     rng = np.random.default_rng(seed)
     next_states = rng.integers(S, size=T)
-    return tabular.Step(
+    return tabular.TabularTransition(
         state=jnp.asarray(rng.integers(4, size=T), jnp.int32),
         action=jnp.asarray(rng.integers(2, size=T), jnp.int32),
         reward=jnp.asarray(rng.normal(size=T), jnp.float32),
@@ -28,7 +28,7 @@ def steps(seed: int) -> tabular.Step:
     )
 
 
-def learned(model: tabular.Tabular, data: tabular.Step) -> Any:
+def learned(model: tabular.Tabular, data: tabular.TabularTransition) -> Any:
     def update(state, x):
         time, step = x
         return model.update(state, time, step), None
@@ -37,7 +37,7 @@ def learned(model: tabular.Tabular, data: tabular.Step) -> Any:
     return jax.lax.scan(update, model.init(), (times, data))[0]
 
 
-def rows(data: tabular.Step) -> list[tuple]:
+def rows(data: tabular.TabularTransition) -> list[tuple]:
     return [*zip(*(np.asarray(x).tolist() for x in data), strict=True)]
 
 
@@ -51,7 +51,7 @@ def test_the_deterministic_model_is_a_dictionary(seed: int):
     state, last, V = learned(model, data), {}, values()
     for time, (s, a, *outcome) in enumerate(rows(data), start=1):
         last[s, a] = (time, *outcome)
-    worth = model.worth(state, V)
+    backup = model.backup(state, V)
     for s in range(S):
         for a in range(A):
             when, reward, next_state, terminal = last.get((s, a), (0, 0.0, s, False))
@@ -59,7 +59,7 @@ def test_the_deterministic_model_is_a_dictionary(seed: int):
             found = model.sample(jax.random.key(0), state, jnp.array(s), jnp.array(a))
             assert tuple(x.item() for x in found) == (reward, next_state, terminal)
             expected = reward + (0 if terminal else float(V[next_state]))
-            assert float(worth[s, a]) == pytest.approx(expected, abs=1e-6)
+            assert float(backup[s, a]) == pytest.approx(expected, abs=1e-6)
     for s in range(S):
         expected = {pair for pair, outcome in last.items() if outcome[2] == s}
         leading = np.argwhere(model.leads_to(state, jnp.array(s)))
@@ -70,7 +70,9 @@ def test_the_deterministic_model_is_a_dictionary(seed: int):
 def test_a_step_of_no_state_is_written_nowhere(name: str):
     model = getattr(tabular, name)(S, A)
     before = learned(model, steps(0))
-    step = tabular.Step(*(jnp.asarray(x) for x in (S, 1, 7.0, END - 1, True)))
+    step = tabular.TabularTransition(
+        *(jnp.asarray(x) for x in (S, 1, 7.0, END - 1, True))
+    )
     after = model.update(before, jnp.array(99), step)
     jax.tree.map(np.testing.assert_array_equal, after, before)
     other = model.update(before, jnp.array(99), step._replace(state=jnp.array(1)))
@@ -107,17 +109,17 @@ def test_a_draw_of_the_posterior_gives_the_same_worth_on_average(prior: float):
     """Rewards are means; transitions are drawn from Dirichlets in numpy."""
     model, data, V = tabular.dirichlet(S, A, prior), steps(2), values()
     rng, ahead = np.random.default_rng(0), np.where(np.arange(S) == END, 0, values())
-    worth = model.worth(learned(model, data), V)
+    backup = model.backup(learned(model, data), V)
     for s, a in np.ndindex(S, A):
         own = [x for x in rows(data) if x[:2] == (s, a)]
         if not own:
-            assert float(worth[s, a]) == pytest.approx(float(V[s]))
+            assert float(backup[s, a]) == pytest.approx(float(V[s]))
             continue
         counts = np.bincount([x[3] for x in own], minlength=S)
         draws = rng.dirichlet(counts + prior + 1e-9, size=4000) @ ahead
         expected = np.mean([x[2] for x in own]) + draws.mean()
         error = 5 * draws.std() / np.sqrt(len(draws)) + 1e-5
-        assert abs(float(worth[s, a]) - expected) < error
+        assert abs(float(backup[s, a]) - expected) < error
 
 
 def test_without_a_prior_it_is_the_most_likely_model():
@@ -137,7 +139,7 @@ def test_without_a_prior_it_is_the_most_likely_model():
     tried = state.tried_at > 0
     assert tried.sum() == 8
     np.testing.assert_allclose(
-        model.worth(state, V)[tried], expected[tried], rtol=1e-5, atol=1e-6
+        model.backup(state, V)[tried], expected[tried], rtol=1e-5, atol=1e-6
     )
     for s in range(S):
         leading = model.leads_to(state, jnp.array(s))

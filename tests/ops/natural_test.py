@@ -18,10 +18,7 @@ OBS = np.random.default_rng(0).normal(size=(5, 3))
 SIZE = 0.01
 
 
-@pytest.fixture(autouse=True)
-def double():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("double")
 
 
 class Case(NamedTuple):

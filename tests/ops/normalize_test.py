@@ -64,7 +64,7 @@ def test_the_identity():
 
 
 def test_running_statistics_are_those_of_all_valid_rows():
-    running = normalize.running(3)
+    running = normalize.running_stats(3)
     jax.tree.map(
         np.testing.assert_array_equal,
         normalize.so_far(running),
@@ -81,7 +81,7 @@ def test_running_statistics_are_those_of_all_valid_rows():
 
 
 def test_running_statistics_keep_the_scale_1_of_a_constant_column():
-    running = normalize.running(2)
+    running = normalize.running_stats(2)
     for value in (3.3, 3.3):
         x = jnp.stack([jnp.full(5, value), jnp.arange(5.0)], axis=1)
         running = normalize.update(running, x, jnp.ones(5, bool))

@@ -1,4 +1,5 @@
-from functools import partial
+from functools import cache, partial
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +37,34 @@ def upright(x: Array) -> Array:
     return 20 * (1 - jnp.cos(x[0])) + x[1] ** 2
 
 
-swing_up = partial(ilqr, swing, swing_cost, upright)
+def swing_up(
+    x: Array,
+    u: Array,
+    num_iterations: int | Array = 100,
+    tolerance: float | Array = 1e-6,
+    price: float | Array = 0.0,
+    **options,
+) -> ilqr_module.Solution:
+    """A torque costs `price` more."""
+    cost = lambda x, u, t: swing_cost(x, u, t) + price * u[0] ** 2
+    return ilqr(
+        swing, cost, upright, x, u, num_iterations=num_iterations, tolerance=tolerance,
+        **options,
+    )  # fmt: skip
+
+
+ilqr_of_swing, ddp_of_swing, short_of_swing = (
+    jax.jit(partial(swing_up, **options))
+    for options in ({}, {"second_order": True}, {"final_gains": False})
+)
+
+
+def run(program, x, u, num_iterations: int = 100, tolerance=1e-6, price=0.0):
+    """Whatever the numbers, without compiling once more."""
+    numbers = np.array(tolerance, x.dtype), np.array(price, x.dtype)
+    return program(x, u, np.int64(num_iterations), *numbers)
+
+
 PUSH = np.full((60, 1), 0.1)
 
 
@@ -47,7 +75,14 @@ def total(f, l, last, x: Array, u: Array) -> Array:
     return costs.sum() + last(end)
 
 
-def linear_quadratic(p: lqr.Problem):
+@jax.jit
+def cost_of_swing(x: Array, u: Array) -> tuple[Array, Array]:
+    """And its gradient by u."""
+    objective = partial(total, swing, swing_cost, upright)
+    return jax.value_and_grad(objective, argnums=1)(x, u)
+
+
+def linear_quadratic(p: lqr.LQRProblem):
     """A problem as functions."""
     of_x = lambda x, t: x @ p.Q[t] @ x / 2 + p.q[t] @ x + p.constant[t]
     of_u = lambda x, u, t: u @ (p.R[t] @ u / 2 + p.S[t] @ x + p.r[t])
@@ -55,21 +90,40 @@ def linear_quadratic(p: lqr.Problem):
     return f, lambda x, u, t: of_x(x, t) + of_u(x, u, t), lambda x: of_x(x, -1)
 
 
+START = np.array([1.0, -1.0, 2.0])
+
+
+@cache
+def solved_linear_quadratic(random_problem, second_order: bool, project: bool):
+    f, l, last = linear_quadratic(random_problem(0, 7))
+    options = {"second_order": second_order, "project": project, "tolerance": 1e-8}
+    solve = jax.jit(partial(ilqr, f, l, last, **options))
+    return jax.tree.map(np.asarray, solve(START, np.ones((7, 2))))
+
+
 @ORDERS
 def test_a_linear_quadratic_problem_takes_one_iteration(second_order, random_problem):
     problem = random_problem(0, 7)
-    f, l, last = linear_quadratic(problem)
-    best = lqr.solve(problem)
-    x = jnp.array([1.0, -1.0, 2.0])
-    solve = partial(ilqr, f, l, last, second_order=second_order, tolerance=1e-8)
-    ours = jax.jit(solve)(x, jnp.ones((7, 2)))
+    best = jax.tree.map(np.asarray, jax.jit(lqr.solve)(problem))
+    ours = solved_linear_quadratic(random_problem, second_order, False)
     assert ours.status == Status.CONVERGED
     assert ours.iterations == 1
-    value = x @ best.V[0] @ x / 2 + best.v[0] @ x + best.constant[0]
+    value = START @ best.V[0] @ START / 2 + best.v[0] @ START + best.constant[0]
     np.testing.assert_allclose(ours.cost, value, rtol=1e-10)
     np.testing.assert_allclose(ours.K, best.K, rtol=1e-9, atol=1e-11)
-    controls = jnp.einsum("tao,to->ta", best.K, ours.x[:-1]) + best.k
+    controls = np.einsum("tao,to->ta", best.K, ours.x[:-1]) + best.k
     np.testing.assert_allclose(ours.u, controls, rtol=1e-9, atol=1e-9)
+
+
+@ORDERS
+def test_projection_leaves_convex_costs_alone(second_order, random_problem):
+    plain, projected = (
+        solved_linear_quadratic(random_problem, second_order, project)
+        for project in (False, True)
+    )
+    assert projected.iterations == 1
+    np.testing.assert_allclose(projected.u, plain.u, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(projected.K, plain.K, rtol=1e-9, atol=1e-9)
 
 
 def test_rendezvous():
@@ -96,19 +150,13 @@ def residuals():
     """After 0, 1, 2, ... iterations on the swing-up, of iLQR and of DDP."""
     with jax.enable_x64(True):
         every = {}
-        for second_order in (False, True):
-            solve = lambda num, second_order=second_order: swing_up(
-                HANGING,
-                PUSH,
-                second_order=second_order,
-                num_iterations=num,
-                tolerance=1e-12,
-            )
-            result = jax.jit(jax.vmap(solve))(jnp.arange(60))
-            assert result.status[-1] == Status.CONVERGED
-            count = int(result.iterations[-1])
-            every[second_order] = np.asarray(result.residual[: count + 1])
-            every["cost", second_order] = float(result.cost[-1])
+        for second_order, program in ((False, ilqr_of_swing), (True, ddp_of_swing)):
+            results = [run(program, HANGING, PUSH, num, 1e-12) for num in range(60)]
+            assert results[-1].status == Status.CONVERGED
+            count = int(results[-1].iterations)
+            found = [float(result.residual) for result in results[: count + 1]]
+            every[second_order] = np.array(found)
+            every["cost", second_order] = float(results[-1].cost)
         return every
 
 
@@ -139,15 +187,15 @@ def test_limits_of_the_torque(second_order):
     solve = partial(swing_up, limits=limits, second_order=second_order, tolerance=1e-9)
     ours = jax.jit(solve)(HANGING, PUSH)
     assert ours.status == Status.CONVERGED
-    cost = jax.jit(lambda u: total(swing, swing_cost, upright, HANGING, u))
-    np.testing.assert_allclose(ours.cost, cost(ours.u), rtol=1e-12)
-    gradient = jax.jit(jax.grad(cost))(ours.u)
+    ours = jax.tree.map(np.asarray, ours)
+    cost, gradient = map(np.asarray, cost_of_swing(HANGING, ours.u))
+    np.testing.assert_allclose(ours.cost, cost, rtol=1e-12)
     low, high = ours.u == -TORQUE, ours.u == TORQUE
     assert low.sum() > 3
     assert high.sum() > 3
     assert (gradient[low] > 0).all()
     assert (gradient[high] < 0).all()
-    assert jnp.abs(gradient[~low & ~high]).max() < 1e-8
+    assert np.abs(gradient[~low & ~high]).max() < 1e-8
     assert (ours.K[(low | high)[:, 0]] == 0).all()
     assert (ours.K[~(low | high)[:, 0]] != 0).any()
 
@@ -161,7 +209,9 @@ def test_limits_of_a_linear_quadratic_problem_equal_scipys(random_problem):
     assert ours.status == Status.CONVERGED
     objective = lambda u: total(f, l, last, x, u.reshape(5, 2))
     # 1/2 u'Hu + g'u = 1/2 |root u + root^-T g|^2
-    H, g = jax.hessian(objective)(jnp.zeros(10)), jax.grad(objective)(jnp.zeros(10))
+    H, g = jax.jit(lambda u: (jax.hessian(objective)(u), jax.grad(objective)(u)))(
+        np.zeros(10)
+    )
     root = np.linalg.cholesky(H).T
     bounds = tuple(np.tile(limit, 5) for limit in limits)
     right = -np.linalg.solve(root.T, g)
@@ -171,25 +221,21 @@ def test_limits_of_a_linear_quadratic_problem_equal_scipys(random_problem):
 
 def test_vmaps_over_starts_and_problems():
     rng = np.random.default_rng(0)
-    starts = jnp.asarray(rng.normal(size=(3, 2)))
-    prices = jnp.array([0.05, 0.1, 0.5])
-
-    def solve(x: Array, price: Array):
-        cost = lambda x, u, t: swing_cost(x, u, t) + price * u[0] ** 2
-        return ilqr(swing, cost, upright, x, PUSH[:20], tolerance=1e-8)
-
+    starts = rng.normal(size=(3, 2))
+    prices = np.array([0.05, 0.1, 0.5])
+    solve = lambda x, price: swing_up(x, PUSH, 100, 1e-8, price)
     batch = jax.jit(jax.vmap(solve))(starts, prices)
     assert (batch.status == Status.CONVERGED).all()
-    single = jax.jit(solve)
     for i in range(3):
-        alone = single(starts[i], prices[i])
+        alone = run(ilqr_of_swing, starts[i], PUSH, 100, 1e-8, prices[i])
         assert alone.iterations == batch.iterations[i]
         np.testing.assert_allclose(alone.u, batch.u[i], atol=1e-9)
 
 
 def test_float32():
-    single = jax.jit(swing_up)(HANGING.astype(np.float32), PUSH.astype(np.float32))
-    double = jax.jit(swing_up)(HANGING, PUSH)
+    x, u = HANGING.astype(np.float32), PUSH.astype(np.float32)
+    single = run(ilqr_of_swing, x, u)
+    double = run(ilqr_of_swing, HANGING, PUSH)
     assert all(x.dtype == jnp.float32 for x in single[:6])
     assert single.status in (Status.CONVERGED, Status.STALLED)
     np.testing.assert_allclose(single.cost, double.cost, rtol=1e-5)
@@ -221,32 +267,54 @@ concave = lambda x, u, t: (x**2).sum() - (u**2).sum()
 flat = lambda x, u, t: jnp.cos(u).sum() + x.sum()
 
 
-@ORDERS
-@pytest.mark.parametrize(
-    ("f", "l", "x", "statuses"),
-    [
-        (plain, square, 1.0, {Status.CONVERGED}),
-        (ruins, square, 1.0, {Status.NOT_FINITE}),
-        (explodes, square, 1.0, {Status.NOT_FINITE}),
-        (roots, square, 0.0, {Status.NOT_FINITE}),
-        (ignores, concave, 1.0, {Status.REGULARISATION_EXHAUSTED}),
-        (ignores, flat, 1.0, {Status.REGULARISATION_EXHAUSTED}),
-    ],
+def wells(x: Array, u: Array, t: Array) -> Array:
+    """Curves downwards at small u."""
+    return (x**2 + x * u + u**4 / 4 - u**2 / 2).sum()
+
+
+CASES = (
+    # dynamics, cost, x and u at the start, status
+    (plain, square, 1.0, 0.0, Status.CONVERGED),
+    (ruins, square, 1.0, 0.0, Status.NOT_FINITE),
+    (explodes, square, 1.0, 0.0, Status.NOT_FINITE),
+    (roots, square, 0.0, 0.0, Status.NOT_FINITE),
+    (ignores, concave, 1.0, 0.0, Status.REGULARISATION_EXHAUSTED),
+    (ignores, flat, 1.0, 0.0, Status.REGULARISATION_EXHAUSTED),
+    # No regularisation through the dynamics would help: they ignore u.
+    (ignores, wells, 0.3, 0.1, Status.REGULARISATION_EXHAUSTED),
 )
-def test_status(f, l, x, statuses, second_order):
-    solve = partial(ilqr, f, l, lambda x: (x**2).sum(), second_order=second_order)
-    result = jax.jit(solve)(jnp.full(1, x), jnp.zeros((10, 1)))
-    assert Status(int(result.status)) in statuses
+
+
+@partial(jax.jit, static_argnums=0)
+def solve_case(second_order: bool, case: Array, x: Array, u: Array):
+    """One program for all cases, of which only the chosen one is computed."""
+    fs, ls, *_ = zip(*CASES, strict=True)
+    return ilqr(
+        lambda x, u, t: jax.lax.switch(case, fs, x, u, t),
+        lambda x, u, t: jax.lax.switch(case, ls, x, u, t),
+        lambda x: (x**2).sum(),
+        x,
+        u,
+        second_order=second_order,
+    )
+
+
+@ORDERS
+@pytest.mark.parametrize("case", range(len(CASES)))
+def test_status(case, second_order):
+    *_, x, u, status = CASES[case]
+    result = solve_case(
+        second_order, np.int64(case), np.full(1, x), np.full((10, 1), u)
+    )
+    assert result.status == status
     assert result.iterations <= 100
 
 
 def test_too_few_iterations_are_said_to_be():
-    result = jax.jit(partial(swing_up, num_iterations=3))(HANGING, PUSH)
+    result = run(ilqr_of_swing, HANGING, PUSH, 3)
     assert result.status == Status.MAX_ITERATIONS
     assert result.iterations == 3
-    gradient = jax.jit(
-        jax.grad(lambda u: total(swing, swing_cost, upright, HANGING, u))
-    )(result.u)
+    _, gradient = cost_of_swing(HANGING, result.u)
     np.testing.assert_allclose(result.residual, jnp.abs(gradient).max(), rtol=1e-9)
 
 
@@ -263,64 +331,63 @@ def small(x: Array) -> Array:
     return 0.1 * (x**2).sum()
 
 
-@ORDERS
-def test_projected_with_the_cross_term_no_regularisation_is_needed(
-    second_order, monkeypatch
-):
-    """To project the second derivatives by x and by u alone would change nothing."""
-    x, u = jnp.full(1, 0.3), jnp.full((10, 1), 0.1)
-    z = jnp.concatenate([x, u[0]])
-    joint = jax.hessian(lambda z: crossed(z[:1], z[1:], 0))(z)
-    assert (jnp.diag(joint) > 0).all()
-    assert jnp.linalg.eigvalsh(joint)[0] < 0
-    monkeypatch.setattr(ilqr_module, "MOST", 0.0)
-    solve = partial(ilqr, pushed, crossed, small, x, u, second_order=second_order)
-    assert jax.jit(solve)().status == Status.REGULARISATION_EXHAUSTED
-    ours = jax.jit(partial(solve, project=True, tolerance=1e-9))()
-    assert ours.status == Status.CONVERGED
+@partial(jax.jit, static_argnums=0)
+def projected(second_order: bool, case: int | Array, x: Array, tolerance: Array):
+    """Of `crossed` and of `wells`, from a start near 0; without regularisation."""
+    with mock.patch.object(ilqr_module, "MOST", 0.0):
+        return ilqr(
+            lambda x, u, t: jax.lax.switch(case, (pushed, ignores), x, u, t),
+            lambda x, u, t: jax.lax.switch(case, (crossed, wells), x, u, t),
+            small,
+            x,
+            jnp.full((10, 1), 0.1),
+            second_order=second_order,
+            project=True,
+            tolerance=tolerance,
+        )
+
+
+@jax.jit
+def derivatives_of_crossed(x: Array, u: Array) -> tuple[Array, ...]:
+    """Of one step by (x, u), twice, and of the whole by u, once and twice."""
+    joint = jax.hessian(lambda z: crossed(z[:1], z[1:], 0))(jnp.append(x, u[0]))
     objective = lambda u: total(pushed, crossed, small, x, u)
-    gradient, curvature = jax.jit(
-        lambda u: (jax.grad(objective)(u), jax.hessian(objective)(u))
-    )(ours.u)
-    assert jnp.abs(gradient).max() < 1e-8
-    assert jnp.linalg.eigvalsh(curvature.reshape(10, 10))[0] > 0  # a minimum
+    return joint, jax.grad(objective)(u), jax.hessian(objective)(u)
+
+
+@ORDERS
+def test_projected_with_the_cross_term_no_regularisation_is_needed(second_order):
+    """To project the second derivatives by x and by u alone would change nothing."""
+    x, u = np.full(1, 0.3), np.full((10, 1), 0.1)
+    joint, *_ = derivatives_of_crossed(x, u)
+    assert (np.diag(joint) > 0).all()
+    assert np.linalg.eigvalsh(joint)[0] < 0
+    solve = partial(ilqr, pushed, crossed, small, second_order=second_order)
+    with mock.patch.object(ilqr_module, "MOST", 0.0):
+        assert jax.jit(solve)(x, u).status == Status.REGULARISATION_EXHAUSTED
+    ours = projected(second_order, np.int64(0), x, np.float64(1e-9))
+    assert ours.status == Status.CONVERGED
+    _, gradient, curvature = derivatives_of_crossed(x, ours.u)
+    assert np.abs(gradient).max() < 1e-8
+    # a minimum
+    assert np.linalg.eigvalsh(np.asarray(curvature).reshape(10, 10))[0] > 0
 
 
 @ORDERS
 def test_projected_where_the_controls_curve_downwards(second_order):
-    """No regularisation through the dynamics would help: they ignore u."""
-    cost = lambda x, u, t: (x**2 + x * u + u**4 / 4 - u**2 / 2).sum()
-    x, u = jnp.full(1, 0.3), jnp.full((10, 1), 0.1)
-    solve = partial(ilqr, ignores, cost, small, x, u, second_order=second_order)
-    assert jax.jit(solve)().status == Status.REGULARISATION_EXHAUSTED
-    ours = jax.jit(partial(solve, project=True, tolerance=1e-9))()
+    """Where it is not projected, the last case of `test_status`, it does not end so."""
+    ours = projected(second_order, np.int64(1), np.full(1, 0.3), np.float64(1e-9))
     assert ours.status == Status.CONVERGED
     # each step is by itself, and at a minimum
-    u, states = ours.u[:, 0], 0.3 * 0.5 ** np.arange(10)
+    u, states = np.asarray(ours.u[:, 0]), 0.3 * 0.5 ** np.arange(10)
     np.testing.assert_allclose(u**3 - u + states, 0, atol=1e-8)
     assert (3 * u**2 - 1 > 0).all()
 
 
 @ORDERS
-def test_projection_leaves_convex_costs_alone(second_order, random_problem):
-    f, l, last = linear_quadratic(random_problem(0, 7))
-    x, u = jnp.array([1.0, -1.0, 2.0]), jnp.ones((7, 2))
-    solve = partial(ilqr, f, l, last, x, u, second_order=second_order)
-    plain, projected = jax.jit(solve)(), jax.jit(partial(solve, project=True))()
-    assert projected.iterations == 1
-    np.testing.assert_allclose(projected.u, plain.u, rtol=1e-9, atol=1e-9)
-    np.testing.assert_allclose(projected.K, plain.K, rtol=1e-9, atol=1e-9)
-
-
-@ORDERS
 def test_projection_vmaps(second_order):
-    starts = jnp.linspace(0.2, 0.5, 4)[:, None]
-    solve = jax.jit(
-        lambda x: ilqr(
-            pushed, crossed, small, x, jnp.full((10, 1), 0.1),
-            second_order=second_order, project=True,
-        )
-    )  # fmt: skip
+    starts = np.linspace(0.2, 0.5, 4)[:, None]
+    solve = lambda x: projected(second_order, np.int64(0), x, np.float64(1e-6))
     batch = jax.jit(jax.vmap(solve))(starts)
     assert (batch.status == Status.CONVERGED).all()
     np.testing.assert_allclose(batch.cost[2], solve(starts[2]).cost, rtol=1e-9)
@@ -329,16 +396,11 @@ def test_projection_vmaps(second_order):
 @pytest.mark.parametrize("num_iterations", [0, 1, 3])
 def test_without_final_gains(num_iterations):
     """The same trajectory, and the gains that led there."""
-    solve = jax.jit(partial(swing_up, HANGING, PUSH, num_iterations=num_iterations))
-    before = jax.jit(
-        partial(swing_up, HANGING, PUSH, num_iterations=max(num_iterations - 1, 0))
+    ours = run(short_of_swing, HANGING, PUSH, num_iterations)
+    full, earlier = (
+        run(ilqr_of_swing, HANGING, PUSH, num)
+        for num in (num_iterations, max(num_iterations - 1, 0))
     )
-    short = jax.jit(
-        partial(
-            swing_up, HANGING, PUSH, num_iterations=num_iterations, final_gains=False
-        )
-    )
-    ours, full, earlier = short(), solve(), before()
     assert ours.status == Status.MAX_ITERATIONS
     assert ours.iterations == num_iterations
     for name in ("x", "u", "cost"):
@@ -350,16 +412,19 @@ def test_without_final_gains(num_iterations):
 
 def test_replanning_from_a_shifted_plan_in_a_batch():
     """One iteration each, from the plan before without its first step."""
-    first = jax.jit(swing_up)(HANGING, PUSH)
-    shifted = jnp.concatenate([first.u[1:], jnp.zeros((1, 1))])
-    starts = first.x[1][None] + 1e-3 * jnp.array([[0.0, 0.0], [1.0, 0.0], [0.0, -1.0]])
-    replan = jax.jit(
-        jax.vmap(lambda x: swing_up(x, shifted, num_iterations=1, final_gains=False))
-    )
-    ours = replan(starts)
+    first = jax.tree.map(np.asarray, run(ilqr_of_swing, HANGING, PUSH))
+    shifted = np.concatenate([first.u[1:], np.zeros((1, 1))])
+    starts = first.x[1] + 1e-3 * np.array([[0.0, 0.0], [1.0, 0.0], [0.0, -1.0]])
+
+    @jax.jit
+    @jax.vmap
+    def replan(x: Array):
+        unchanged = total(swing, swing_cost, upright, x, jnp.asarray(shifted))
+        return swing_up(x, shifted, 1, final_gains=False), unchanged
+
+    ours, unchanged = replan(starts)
     assert (ours.iterations == 1).all()
-    unchanged = jax.vmap(lambda x: total(swing, swing_cost, upright, x, shifted))
-    assert (ours.cost < unchanged(starts)).all()
-    alone = swing_up(starts[1], shifted, num_iterations=1, final_gains=False)
+    assert (ours.cost < unchanged).all()
+    alone = run(short_of_swing, starts[1], shifted, 1)
     np.testing.assert_allclose(ours.u[1], alone.u, rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(ours.K[1], alone.K, rtol=1e-9, atol=1e-12)

@@ -5,7 +5,7 @@ import pytest
 
 from mbrl_jax.ops.definite import Status
 from mbrl_jax.planners import lqg, lqr
-from mbrl_jax.planners.lqr import Problem
+from mbrl_jax.planners.lqr import LQRProblem
 
 O, A, Y = 3, 2, 2  # sizes of x, u, y
 
@@ -23,7 +23,7 @@ smoother = jax.jit(lqg.smoother)
 expected_cost = jax.jit(lqg.expected_cost)
 
 
-def random_plant(problem: Problem) -> tuple[lqg.Plant, lqg.Belief]:
+def random_plant(problem: LQRProblem) -> tuple[lqg.Plant, lqg.Belief]:
     horizon = len(problem.A)
     rng = np.random.default_rng(horizon + 1)
     cov = lambda n, d: (r := rng.normal(size=(n, d, d))) @ r.transpose(0, 2, 1) / d
@@ -109,7 +109,7 @@ def test_filter_and_smoother_have_a_status(random_problem):
     assert smoother(problem.A, lost)[1] == Status.NOT_FINITE
 
 
-def exact_cost(problem: Problem, plant: lqg.Plant, prior, best, gains) -> float:
+def exact_cost(problem: LQRProblem, plant: lqg.Plant, prior, best, gains) -> float:
     """By the moments of (x, mean of the belief), step by step."""
     z = np.concatenate([prior.mean, prior.mean])
     P = np.zeros((2 * O, 2 * O))

@@ -6,7 +6,7 @@ import scipy.linalg
 
 from mbrl_jax.ops.definite import Status
 from mbrl_jax.planners import lqr
-from mbrl_jax.planners.lqr import Problem
+from mbrl_jax.planners.lqr import LQRProblem
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +22,7 @@ rollout = jax.jit(lqr.rollout)
 METHODS = pytest.mark.parametrize("method", [solve, solve_parallel])
 
 
-def stacked_optimum(problem: Problem, x: np.ndarray) -> tuple[np.ndarray, float]:
+def stacked_optimum(problem: LQRProblem, x: np.ndarray) -> tuple[np.ndarray, float]:
     """Controls [H, A] and cost, by the dense KKT system of all x and u together."""
     p = jax.tree.map(np.asarray, problem)
     H, O, A = p.B.shape

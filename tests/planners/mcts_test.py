@@ -8,25 +8,26 @@ import numpy as np
 import pytest
 
 from benchmarks import minimax
-from mbrl_jax import envs, policies, rollout, simulator
-from mbrl_jax.envs import grid, tic_tac_toe
+from mbrl_jax import envs, policies, rollout
+from mbrl_jax.envs import grid, simulator, tic_tac_toe
 from mbrl_jax.ops import tabular
-from mbrl_jax.planners import mcts
+from mbrl_jax.planners import mcts, mcts_models
 from mbrl_jax.types import Array, Key
+from tests import compiling
 
 KEY = jax.random.key(0)
 GAME = (tic_tac_toe.play, tic_tac_toe.legal, tic_tac_toe.lost)
 
 
-def searched(model: mcts.Model, state: Any, config: mcts.Config) -> mcts.Result:
+def searched(model: mcts.SearchModel, state: Any, config: mcts.Config) -> mcts.Result:
     return jax.jit(lambda state: mcts.search(KEY, model, state, config))(state)
 
 
-def without_value(model: mcts.Model) -> mcts.Model:
+def without_value(model: mcts.SearchModel) -> mcts.SearchModel:
     return model._replace(value=lambda key, state: jnp.zeros(()))
 
 
-def random_model(seed: int, S: int = 40, A: int = 4, C: int = 1) -> mcts.Model:
+def random_model(seed: int, S: int = 40, A: int = 4, C: int = 1) -> mcts.SearchModel:
     """Deterministic given the outcome: nothing is equal to anything."""
     rng = np.random.default_rng(seed)
     nexts = jnp.asarray(rng.integers(0, S, size=(S, A, C)))
@@ -42,7 +43,7 @@ def random_model(seed: int, S: int = 40, A: int = 4, C: int = 1) -> mcts.Model:
         at = (state, action, outcome)
         return nexts[at], rewards[at], jnp.asarray(0.9)
 
-    return mcts.Model(
+    return mcts.SearchModel(
         step, lambda s: logits[s], lambda s: chances[s], lambda key, s: values[s]
     )
 
@@ -79,14 +80,18 @@ def plain_uct(board: minimax.Board, num_simulations: int, c: float) -> list[int]
     return [visits.get((move,), 0) for move in range(9)]
 
 
+@jax.jit
+def visits_by_uct(boards: Array, c: Array) -> Array:
+    config = mcts.Config(num_simulations=60, exploration=c, discount=1.0)
+    model = without_value(mcts_models.of_game(*GAME, config))
+    return jax.vmap(lambda b: mcts.search(KEY, model, b, config).visits)(boards)
+
+
 @pytest.mark.parametrize("c", [0.7, 1.4])
 def test_uct_is_that_of_plain_python(c: float):
     """Visit for visit, in positions with a few moves to go."""
     boards = [b for b in minimax.positions(60, seed=3) if len(minimax.moves(b)) <= 6]
-    config = mcts.Config(num_simulations=60, exploration=c, discount=1.0)
-    model = without_value(mcts.of_game(*GAME, config))
-    run = jax.jit(jax.vmap(lambda b: mcts.search(KEY, model, b, config).visits))
-    found = run(jnp.array(boards, jnp.int32))
+    found = visits_by_uct(np.array(boards, np.int32), np.float32(c))
     assert len(boards) > 20
     same = [
         list(row) == plain_uct(board, 60, c)
@@ -150,7 +155,7 @@ def test_outcomes_are_taken_as_often_as_their_chances_say():
         reward = jnp.where(first, prizes[outcome], 0)
         return jnp.where(first, outcome, state), reward, jnp.zeros(())
 
-    model = mcts.Model(
+    model = mcts.SearchModel(
         step,
         lambda state: jnp.zeros(1),
         lambda state: jnp.log(chances)[None],
@@ -182,7 +187,7 @@ def test_a_lottery_is_worth_its_mean(rule: str):
         config = mcts.Config(
             rule=rule, num_simulations=60, num_outcomes=num_outcomes, rollout_length=0
         )
-        model = mcts.random_outcomes(step, 2, config)
+        model = mcts_models.random_outcomes(step, 2, config)
         run = jax.vmap(lambda key: mcts.search(key, model, jnp.array(0), config).action)
         return jax.jit(run)(jax.random.split(KEY, 40)).mean()
 
@@ -193,6 +198,7 @@ def test_a_lottery_is_worth_its_mean(rule: str):
 # --- Optimal policies.
 
 
+@jax.jit
 def uniform_values(tables: tabular.Tables, discount: float) -> Array:
     return tabular.policy_values(tables, jnp.full(tables.reward.shape, 0.25), discount)
 
@@ -201,18 +207,34 @@ def visited(env: Any, num_steps: int) -> tabular.Tables:
     """Tables counted along the way of a random policy."""
     policy = policies.uniform(env)
     start = rollout.start(KEY, env, policy)
-    _, seen = jax.jit(
-        lambda: rollout.rollout(jax.random.key(1), env, policy, start, num_steps)
-    )()
-    return tabular.counted(
-        seen.obs.argmax(axis=1),
-        seen.action,
-        seen.reward,
-        seen.next_obs.argmax(axis=1),
-        seen.terminal,
-        num_states=env.obs_size,
-        num_actions=4,
-    )
+
+    @jax.jit
+    def count() -> tabular.Tables:
+        _, seen = rollout.rollout(jax.random.key(1), env, policy, start, num_steps)
+        return tabular.counted(
+            seen.obs.argmax(axis=1),
+            seen.action,
+            seen.reward,
+            seen.next_obs.argmax(axis=1),
+            seen.terminal,
+            num_states=env.obs_size,
+            num_actions=4,
+        )
+
+    return count()
+
+
+GRIDWORLD = grid.parse(grid.GRIDWORLD, slip=0.2, step_reward=-0.04)
+
+
+@jax.jit
+def actions_in_the_gridworld(
+    tables: tabular.Tables, values: Array, states: Array
+) -> Array:
+    config = mcts.Config(rule="puct", num_simulations=400, discount=0.9)
+    model = mcts_models.of_tables(tables, 3, config)
+    model = model._replace(value=lambda key, state: values[state])
+    return jax.vmap(lambda s: mcts.search(KEY, model, s, config).action)(states)
 
 
 @pytest.mark.parametrize("learned", [False, True])
@@ -222,36 +244,39 @@ def test_the_gridworld_is_solved_as_by_value_iteration(learned: bool):
     Of what is counted along 4000 steps the best policy is not quite that of the truth;
     the search finds it all the same.
     """
-    discount, layout = 0.9, grid.parse(grid.GRIDWORLD, slip=0.2, step_reward=-0.04)
-    config = mcts.Config(rule="puct", num_simulations=400, discount=discount)
-    seen = visited(envs.make("gridworld"), 4000)
-    tables = seen if learned else grid.tables(layout)
-    values = uniform_values(tables, discount)
-    model = mcts.of_tables(tables, 3, config)
-    model = model._replace(value=lambda key, state: values[state])
-    states = np.flatnonzero(~np.asarray(tables.terminal) & ~layout.walls.ravel())
-    best = tabular.value_iteration(tables, discount).q_values[states]
+    tables = grid.tables(GRIDWORLD)
+    if learned:
+        tables = visited(envs.make("gridworld"), 4000)
+    tables = jax.tree.map(np.asarray, tables)
+    values = np.asarray(uniform_values(tables, 0.9))
+    states = np.flatnonzero(~tables.terminal & ~GRIDWORLD.walls.ravel())
+    best = np.asarray(tabular.value_iteration(tables, 0.9).q_values)[states]
     lost = lambda actions: best.max(axis=1) - best[np.arange(len(states)), actions]
-    run = jax.jit(jax.vmap(lambda s: mcts.search(KEY, model, s, config).action))
-    greedy = tables.reward + discount * tables.transition @ values
+    found = np.asarray(actions_in_the_gridworld(tables, values, states))
+    greedy = tables.reward + 0.9 * tables.transition @ values
     assert len(states) == 9
     assert learned or lost(greedy[states].argmax(axis=1)).max() > 0.1
-    np.testing.assert_allclose(lost(run(states)), 0, atol=1e-5)
+    np.testing.assert_allclose(lost(found), 0, atol=1e-5)
+
+
+@jax.jit
+def episode_in_the_maze(tables: tabular.Tables, values: Array) -> rollout.Episode:
+    env = simulator.time_limit(envs.make("maze"), 20)
+    config = mcts.Config(num_simulations=400, exploration=0.1, discount=0.95)
+    model = mcts_models.of_tables(tables, 1, config)
+    model = model._replace(value=lambda key, state: values[state])
+    policy = mcts_models.policy(
+        lambda key, obs: mcts.search(key, model, obs.argmax(), config).action
+    )
+    return rollout.episode(KEY, env, policy)
 
 
 @pytest.mark.parametrize("learned", [False, True])
 def test_the_maze_is_solved_in_14_steps(learned: bool):
-    layout = grid.parse(grid.MAZE)
-    env = simulator.time_limit(envs.make("maze"), 20)
-    config = mcts.Config(num_simulations=400, exploration=0.1, discount=0.95)
-    tables = visited(envs.make("maze"), 8000) if learned else grid.tables(layout)
-    values = uniform_values(tables, 0.95)
-    model = mcts.of_tables(tables, 1, config)
-    model = model._replace(value=lambda key, state: values[state])
-    policy = mcts.policy(
-        lambda key, obs: mcts.search(key, model, obs.argmax(), config).action
-    )
-    done = jax.jit(lambda key: rollout.episode(key, env, policy))(KEY)
+    tables = grid.tables(grid.parse(grid.MAZE))
+    if learned:
+        tables = visited(envs.make("maze"), 8000)
+    done = episode_in_the_maze(tables, uniform_values(tables, 0.95))
     assert done.valid.sum() == 14
     assert done.transitions.reward.sum() == 1
 
@@ -292,9 +317,10 @@ def test_perfect_play_from_50_random_positions():
         rollout_length=9,
         num_rollouts=8,
     )
-    model = mcts.of_game(*GAME, config)
+    model = mcts_models.of_game(*GAME, config)
     choose = jax.jit(
-        jax.vmap(lambda key, board: mcts.search(key, model, board, config).action)
+        jax.vmap(lambda key, board: mcts.search(key, model, board, config).action),
+        compiler_options=compiling.WELL,
     )
     results = play_out(boards, choose, seed=1)
     assert results == [minimax.value(board) for board in boards]
@@ -305,7 +331,7 @@ def test_perfect_play_from_50_random_positions():
 def test_what_cannot_be_is_never_tried(rule: str):
     boards = minimax.positions(20, seed=5)
     config = mcts.Config(rule=rule, num_simulations=80, discount=1.0, rollout_length=9)
-    model = mcts.of_game(*GAME, config)
+    model = mcts_models.of_game(*GAME, config)
     run = jax.jit(jax.vmap(lambda board: mcts.search(KEY, model, board, config)))
     result = run(jnp.array(boards, jnp.int32))
     legal = np.array([np.isin(range(9), minimax.moves(board)) for board in boards])
@@ -327,7 +353,7 @@ def test_what_cannot_be_is_never_tried(rule: str):
 def test_a_finished_game_is_worth_nothing_more():
     """Nothing can be done, and nothing is NaN."""
     config = mcts.Config(num_simulations=10, rollout_length=3)
-    model = mcts.of_game(*GAME, config)
+    model = mcts_models.of_game(*GAME, config)
     board = jnp.array([-1, -1, -1, 1, 1, 0, 0, 0, 0], jnp.int32)
     result = searched(model, board, config)
     assert result.value == 0
@@ -337,11 +363,9 @@ def test_a_finished_game_is_worth_nothing_more():
 # --- Continuous actions.
 
 
-@pytest.mark.parametrize(
-    ("factor", "exponent"), [(1.0, 0.5), (2.0, 0.3), (math.inf, 1)]
-)
-def test_widening_lets_so_many_be_tried(factor: float, exponent: float):
-    """With UCT, which tries what it may: as many as are allowed at the last visit."""
+@jax.jit
+def widened(factor: Array, exponent: Array) -> tuple[mcts.Result, Array]:
+    """And the actions of the root."""
     config = mcts.Config(
         num_simulations=40,
         num_samples=30,
@@ -356,13 +380,22 @@ def test_widening_lets_so_many_be_tried(factor: float, exponent: float):
         return state, -jnp.square(action - 0.5).sum(), jnp.zeros(())
 
     propose = lambda key, state: jax.random.uniform(key, (2,), minval=-1)
-    model, root = mcts.sampled_actions(step, propose, config)
+    model, root = mcts_models.sampled_actions(step, propose, config)
     node = root(jax.random.key(1), jnp.zeros(()))
-    result = searched(model, node, config)
+    return mcts.search(KEY, model, node, config), node.actions
+
+
+@pytest.mark.parametrize(
+    ("factor", "exponent"), [(1.0, 0.5), (2.0, 0.3), (math.inf, 1)]
+)
+def test_widening_lets_so_many_be_tried(factor: float, exponent: float):
+    """With UCT, which tries what it may: as many as are allowed at the last visit."""
+    found = widened(np.float32(factor), np.float32(exponent))
+    result, actions = jax.tree.map(np.asarray, found)
     tried = np.flatnonzero(result.visits)
     num = math.ceil(min(30, factor * 40**exponent))
     np.testing.assert_array_equal(tried, np.arange(num))
-    rewards = -np.square(node.actions - 0.5).sum(axis=1)
+    rewards = -np.square(actions - 0.5).sum(axis=1)
     np.testing.assert_allclose(result.q_values[tried], rewards[tried], rtol=1e-5)
     assert result.visits[result.action] == result.visits.max()
 
@@ -385,7 +418,7 @@ def test_continuous_control(options: dict[str, Any]):
         num_rollouts=4,
         **options,
     )
-    shown, policy = simulator.observe_all(env), mcts.make(env, config)
+    shown, policy = simulator.observe_all(env), mcts_models.make(env, config)
     found = jax.jit(lambda: rollout.evaluate(KEY, shown, policy, 4)[0])()
     chance = jax.jit(lambda: rollout.evaluate(KEY, env, policies.uniform(env), 4)[0])()
     assert found["eval/return_mean"] > 0.4 * chance["eval/return_mean"]
@@ -408,42 +441,12 @@ def test_a_policy_on_a_random_environment():
     )
     run = jax.jit(
         lambda key: rollout.evaluate(
-            key, simulator.observe_all(env), mcts.make(env, config), 8
+            key, simulator.observe_all(env), mcts_models.make(env, config), 8
         )
     )
     metrics, episodes = run(KEY)
     assert episodes.transitions.action.dtype == jnp.int32
     assert 0.3 < metrics["eval/return_mean"] < 0.85
-
-
-def test_steps_of_an_environment():
-    """Keys are drawn afresh, and repeats are summed up to an end."""
-    env = envs.make("gridworld")
-    shown = env.reset(KEY)
-    step = mcts.of_env(env, shown, 0.5, num_repeats=3)
-    state, none = mcts.bare(shown), jnp.array(0)
-    assert not any(
-        jnp.issubdtype(x.dtype, jax.dtypes.prng_key) for x in jax.tree.leaves(state)
-    )
-    keys = jax.random.split(KEY, 400)
-    run = jax.jit(jax.vmap(step, (0, None, None, None)))
-    states, rewards, discounts = run(keys, state, none, none)  # three times up
-    cells = np.asarray(states.obs).argmax(axis=1)
-    # 0.8^2 0.2 and so on: two steps up and aside, in any order; five deviations
-    assert abs((cells == 0).mean() - expected_share(0)) < 0.125
-    np.testing.assert_allclose(rewards, -0.04 * 1.75, rtol=1e-5)
-    np.testing.assert_allclose(discounts, 0.125)
-    near = state._replace(obs=jnp.eye(12)[7], terminal=jnp.array(True))
-    _, reward, discount = step(KEY, near, none, none)
-    assert reward == 0
-    assert discount == 0
-
-
-def expected_share(cell: int) -> float:
-    """Of three steps up from the start of the gridworld."""
-    tables = grid.tables(grid.parse(grid.GRIDWORLD, slip=0.2))
-    up = np.asarray(tables.transition[:, 0])
-    return float(np.linalg.matrix_power(up, 3)[8, cell])
 
 
 # --- The conventions of this package.
@@ -469,7 +472,7 @@ def test_float64():
     with jax.enable_x64(True):
         config = mcts.Config(num_simulations=5, rollout_length=2)
         tables = grid.tables(grid.parse(grid.GRIDWORLD, slip=0.2))
-        model = mcts.of_tables(tables, 3, config)
+        model = mcts_models.of_tables(tables, 3, config)
         result = searched(model, jnp.array(8), config)
         assert result.value.dtype == result.q_values.dtype == jnp.float64
 
@@ -502,12 +505,6 @@ def test_depth_is_limited():
 def test_what_cannot_be(change: dict[str, Any], message: str):
     config = mcts.Config(**change)
     step = lambda key, state, action, outcome: (state, jnp.ones(()), jnp.ones(()))
-    model = mcts.random_outcomes(step, 2, config)
+    model = mcts_models.random_outcomes(step, 2, config)
     with pytest.raises(ValueError, match=message):
         mcts.search(KEY, model, jnp.zeros(()), config)
-
-
-def test_what_cannot_plan():
-    env = envs.make("pendulum")._replace(host=True)
-    with pytest.raises(ValueError, match="pendulum steps outside jax"):
-        mcts.make(env)

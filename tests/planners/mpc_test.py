@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mbrl_jax import imagine, rollout
+from mbrl_jax import rollout
 from mbrl_jax.envs import linear_quadratic
 from mbrl_jax.planners import mpc
 from mbrl_jax.types import Array, Key, Metrics, Objective, Plan, PyTree, Simulation
@@ -184,7 +184,7 @@ def test_memory_pays_on_the_true_dynamics():
         env_state = env.reset(key)
         state = env_state.sim.state._replace(x=obs)
         here = env_state._replace(obs=obs, sim=env_state.sim._replace(state=state))
-        return imagine.simulation(env, here)
+        return rollout.simulation(env, here)
 
     policy = mpc.make("cem", config, 1, 2.0, objective)
 

@@ -1,0 +1,136 @@
+"""The algorithms there are, and runs made from what their folder says."""
+
+import ast
+import difflib
+import importlib
+import importlib.util
+import pkgutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from experiments.runs import command_flags, jax_settings, renamed, run_folder
+from mbrl_jax import algorithms, envs
+from mbrl_jax.envs import simulator
+from mbrl_jax.training import population, train
+from mbrl_jax.types import Algorithm, Env, Key, PyTree
+
+SHOWN_EVERYTHING = {"mpc"}  # that plan with the simulator, from the state it is in
+Floats = Mapping[str, float | jax.Array]  # hyperparameters
+
+
+class Run(NamedTuple):
+    record: run_folder.Record
+    env: Env
+    algorithm: Callable[[Floats], Algorithm]  # of the hyperparameters of one run
+    key: Key  # [], or [S] of S > 1 runs
+    hyperparameters: Floats  # each [] or [S]; those in which the runs differ, if any
+    step: int = 0  # steps done
+    state: PyTree = None  # after them
+
+    def loop(self, eval_episodes: int = 5) -> train.Loop:
+        return train.build(
+            self.key,
+            self.algorithm,
+            self.env,
+            eval_episodes,
+            hyperparameters=self.hyperparameters,
+        )
+
+
+def names() -> list[str]:
+    """The modules of mbrl_jax.algorithms."""
+    return [module.name for module in pkgutil.iter_modules(algorithms.__path__)]
+
+
+def title(name: str) -> str:
+    """The first line of an algorithm's docstring; the module is not imported."""
+    spec = importlib.util.find_spec(f"{algorithms.__name__}.{name}")
+    assert spec is not None
+    assert spec.origin is not None
+    text = ast.get_docstring(ast.parse(Path(spec.origin).read_text())) or ""
+    return text.partition("\n")[0]
+
+
+def module(name: str) -> ModuleType:
+    """The module of an algorithm: Config, State, make.  ValueError if unknown."""
+    known = names()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(
+            f"unknown algorithm {name!r}; {hint}known are: {', '.join(known)}"
+        )
+    return importlib.import_module(f"{algorithms.__name__}.{name}")
+
+
+def assemble(record: run_folder.Record) -> Run:
+    """The run that `record` describes, before its first step.
+
+    Raises ValueError for what cannot be.
+    """
+    source = module(record["algorithm"])
+    config = command_flags.unflat(source.Config(), record["config"])
+    env = envs.make(record["env"])
+    if record["episode_length"]:
+        env = simulator.time_limit(env, record["episode_length"])
+    if record["algorithm"] in SHOWN_EVERYTHING and not env.host:
+        env = simulator.observe_all(env)
+
+    def algorithm(varied: Floats) -> Algorithm:
+        return source.make(env, command_flags.replace(config, varied))
+
+    rows = run_folder.rows(record)
+    several = len(rows) > 1
+    columns = {name: np.asarray([row[name] for row in rows]) for name in rows[0]}
+    seeds = columns.pop("seed")
+    floats = {name: x.astype(float) for name, x in columns.items()}
+    for i in range(len(rows)):  # traced values are not looked at
+        algorithm({name: float(x[i]) for name, x in floats.items()})
+    run = Run(
+        record,
+        env,
+        _populated(algorithm, record),
+        jax.vmap(jax.random.key)(seeds) if several else jax.random.key(seeds[0]),
+        {name: jax.numpy.asarray(x if several else x[0]) for name, x in floats.items()},
+    )
+    run.loop()
+    return run
+
+
+def load(folder: Path, report: Callable[[str], None]) -> Run:
+    """The run in `folder` at its last good checkpoint.
+
+    Nothing in the folder is run: it holds JSON and arrays.  Raises OSError or
+    ValueError if it cannot be read.
+    """
+    record = run_folder.read(folder)
+    jax_settings.apply(record["precision"])
+    run = assemble(record)
+    loop = run.loop()
+    config = run_folder.identity(record)
+    saved = train.restore(
+        run.key, loop, folder / "checkpoints", config, report, renamed.checkpoint
+    )
+    if saved is None:
+        raise OSError(f"{folder} holds no checkpoint yet")
+    step, state = saved
+    return run._replace(step=step, state=state)
+
+
+def _populated(
+    algorithm: Callable[[Floats], Algorithm], record: run_folder.Record
+) -> Callable[[Floats], Algorithm]:
+    """Population-based training of the algorithm, if the record asks for it."""
+    asked = record.get("population")
+    if not asked:
+        return algorithm
+    ranges = {name: population.Range(*x) for name, x in asked["ranges"].items()}
+    config = population.Config(**asked["config"])
+    return lambda varied: population.make(
+        lambda own: algorithm({**varied, **own}), ranges, config
+    )

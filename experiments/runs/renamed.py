@@ -1,0 +1,94 @@
+"""What was called something else before: for old folders, old ledgers, old habits.
+
+One table for both ends: what is on disk is read through it, and an old flag on the
+command line is an error that says the new one.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+_LEARNERS = {
+    "a2c": {"trace_decay": "gae_lambda"},
+    "natural_gradient": {"trace_decay": "gae_lambda", "divergence": "max_kl"},
+    "ppo": {"trace_decay": "gae_lambda", "target_divergence": "target_kl"},
+    "trpo": {
+        "trace_decay": "gae_lambda",
+        "divergence": "max_kl",
+        "shrink": "backtrack_ratio",
+    },
+}
+
+
+def _under(prefix: str, learner: str) -> dict[str, str]:
+    """The names of a learner's settings, where an algorithm has them at `prefix`."""
+    names = _LEARNERS[learner]
+    return {f"{prefix}.{old}": f"{prefix}.{new}" for old, new in names.items()}
+
+
+SETTINGS: dict[str, dict[str, str]] = {  # algorithm -> {old: new}
+    "a2c": _under("learn", "a2c"),
+    "me_trpo": {
+        old: new
+        for learner in _LEARNERS
+        for old, new in _under(learner, learner).items()
+    },
+    "nagabandi": _under("trpo", "trpo"),
+    "npg": _under("learn", "natural_gradient"),
+    "ppo": _under("learn", "ppo"),
+    "shac": {"trace_decay": "td_lambda"},
+    "trpo": _under("learn", "trpo"),
+}
+LEAVES = {  # parts of the path to an array in a checkpoint
+    "running": "parallel",
+    "tally": "counters",
+    "world": "model_state",
+    "learner.targets": "learner.target_critics",
+    "before.targets": "before.target_critics",
+}
+
+
+def settings(algorithm: str, old: Mapping[str, Any]) -> dict[str, Any]:
+    """Anything that is keyed by the names of settings, by those of today."""
+    names = SETTINGS.get(algorithm, {})
+    return {names.get(name, name): x for name, x in old.items()}
+
+
+def record(old: Mapping[str, Any]) -> dict[str, Any]:
+    """The record of a run folder (config.json)."""
+    algorithm, new = old["algorithm"], dict(old)
+    for name in ("config", "varied"):
+        if new.get(name):
+            new[name] = settings(algorithm, new[name])
+    if new.get("population"):
+        ranges = settings(algorithm, new["population"]["ranges"])
+        new["population"] = {**new["population"], "ranges": ranges}
+    return new
+
+
+def checkpoint(old: Mapping[str, Any]) -> dict[str, Any]:
+    """The record of a checkpoint: its configuration, and the names of its arrays."""
+    config = old["config"]
+    if "algorithm" in config:
+        config = settings(config["algorithm"], config)
+    leaves = [[_leaf(name), *rest] for name, *rest in old["leaves"]]
+    return {**old, "config": config, "leaves": leaves}
+
+
+def _leaf(path: str) -> str:
+    path = f".{path}."
+    for old, new in LEAVES.items():
+        path = path.replace(f".{old}.", f".{new}.")
+    return path[1:-1]
+
+
+def flags(name: str, known: Iterable[str]) -> list[str]:
+    """What the flag `name`, or one that ends so, is called now, as far as `known`."""
+    known = {*known}
+    return sorted(
+        {
+            new
+            for names in SETTINGS.values()
+            for old, new in names.items()
+            if new in known and name in (old, old.rpartition(".")[2])
+        }
+    )

@@ -1,0 +1,211 @@
+"""The folder of a run: what it was, how far it came, what it measured.
+
+    config.json          algorithm, environment, seed, hyperparameters, versions
+    status.json          running, stopped, finished or failed, and why
+    metrics.jsonl        one line per step; lists hold one value per run
+    tensorboard/         the same, averaged over seeds
+    checkpoints/         the last few states
+    diagnostics.json     the model's errors; .png shows them
+    learning_curve.png
+    episode.gif
+
+Everything is JSON, pictures and plain arrays: reading a folder runs no code from it.
+"""
+
+import contextlib
+import datetime
+import fcntl
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.runs import renamed
+from mbrl_jax.training import checkpoints
+
+Record = Mapping[str, Any]
+
+IDENTITY = {
+    "algorithm": str,
+    "env": str,
+    "episode_length": int,
+    "seed": int,
+    "num_seeds": int,
+    "precision": str,
+}
+SCHEDULE = {
+    "num_steps": int,
+    "eval_every": int,
+    "eval_episodes": int,
+    "checkpoint_every": int,
+}
+EXTRAS = ("varied", "population")  # of a sweep, else absent or empty
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "distrax", "orbax-checkpoint", "brax")
+
+
+def identity(record: Record) -> dict[str, Any]:
+    """What makes two runs the same run: all but how long it is and what is watched."""
+    extras = {name: record[name] for name in EXTRAS if record.get(name)}
+    return {**{name: record[name] for name in IDENTITY}, **extras, **record["config"]}
+
+
+def rows(record: Record) -> list[dict[str, Any]]:
+    """The runs that are trained together: of each its seed and what else is varied.
+
+    `varied` of a record has a list for the seeds, and for each float hyperparameter in
+    which the runs differ; without it they are of `seed`, `seed + 1`, ...
+    """
+    first = record["seed"]
+    varied = record.get("varied") or {
+        "seed": [*range(first, first + record["num_seeds"])]
+    }
+    return [
+        dict(zip(varied, values, strict=True))
+        for values in zip(*varied.values(), strict=True)
+    ]
+
+
+def surroundings() -> dict[str, Any]:
+    """Where and with what the run was made."""
+    git = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
+    script, *arguments = sys.argv
+    with contextlib.suppress(ValueError):  # one that lies elsewhere
+        script = str(Path(script).resolve().relative_to(Path(__file__).parents[2]))
+    commit = ""
+    with contextlib.suppress(OSError):  # no git here
+        commit = subprocess.run(
+            git, cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+        ).stdout.strip()
+    return {
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": [script, *arguments],
+        "commit": commit or None,
+        "versions": {
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+            **{name: _version(name) for name in PACKAGES},
+        },
+        "platform": platform.platform(),
+        "devices": [device.device_kind for device in jax.devices()],
+    }
+
+
+@contextlib.contextmanager
+def opened(run_dir: str, record: Record, wait: bool = False) -> Iterator[Path]:
+    """The folder of a run, new or to be resumed, locked against other processes.
+
+    Without a `run_dir` it is a new one, `runs/<algorithm>-<env>-<time>`.  Raises
+    ValueError if the folder holds another run or something else, OSError if it cannot
+    be written or, unless told to `wait`, is in use.
+    """
+    folder = Path(run_dir).expanduser() if run_dir else _new_folder(record)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise OSError(f"cannot write to {folder}: {error.strerror}") from error
+    with lock:
+        try:
+            # it ends with the process
+            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError as error:
+            raise OSError(f"{folder} is in use by another process") from error
+        if (folder / "config.json").exists():
+            old = read(folder)
+            if wrong := checkpoints.differences(identity(old), identity(record)):
+                raise ValueError(f"{folder} holds another run: {wrong}")
+            record = {**old, **{name: record[name] for name in SCHEDULE}}
+            if "started" not in record:  # prepared by a sweep
+                record |= surroundings()
+        elif any(not path.name.startswith(".") for path in folder.iterdir()):
+            raise ValueError(f"{folder} is not empty and holds no run")
+        else:
+            record = {**record, **surroundings()}
+        write_json(folder / "config.json", record)
+        yield folder
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """config.json.  Raises OSError or ValueError if it is not there or not whole."""
+    if not folder.is_dir():
+        raise OSError(f"there is no run folder {folder}")
+    record = read_json(folder / "config.json")
+    for name, kind in {**IDENTITY, **SCHEDULE, "config": dict}.items():
+        if not isinstance(record.get(name), kind):
+            raise ValueError(f"{folder / 'config.json'}: {name} is no {kind.__name__}")
+    return renamed.record(record)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise OSError(f"{path.parent} holds no {path.name}") from error
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"{path} is not a JSON object")
+    return record
+
+
+def write_json(path: Path, record: Record) -> None:
+    """Writes all of it or nothing."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    text = json.dumps(plain(record), indent=2, allow_nan=False) + "\n"
+    try:
+        temporary.write_text(text)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(f"cannot write {path}: {error.strerror}") from error
+
+
+def finished(folder: Path) -> bool:
+    """Whether the run is done, with as many steps as its record asks for."""
+    if not (folder / "status.json").exists():
+        return False
+    status = read_json(folder / "status.json")
+    num_steps = read(folder)["num_steps"]
+    return status.get("status") == "finished" and status.get("step", 0) >= num_steps
+
+
+def write_status(folder: Path, status: str, **more: Any) -> None:
+    time = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    write_json(folder / "status.json", {"status": status, "time": time, **more})
+
+
+def plain(value: Any) -> Any:
+    """What JSON can say: arrays are lists, numbers that are not finite are null."""
+    if isinstance(value, Mapping):
+        return {name: plain(x) for name, x in value.items()}
+    if isinstance(value, np.ndarray | np.generic | jax.Array):
+        value = np.asarray(value).tolist()
+    if isinstance(value, list | tuple):
+        return [plain(x) for x in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _new_folder(record: Record) -> Path:
+    now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    env = record["env"].replace("/", "-")
+    folder = Path("runs") / f"{record['algorithm']}-{env}-{now}"
+    number = 2
+    while folder.exists():
+        folder = folder.with_name(f"{folder.name}-{number}")
+        number += 1
+    return folder
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

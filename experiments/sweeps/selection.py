@@ -1,0 +1,95 @@
+"""Runs as they are named on a command line.
+
+A ledger, a folder with a ledger.jsonl, or the folder of a run in one; behind a colon, a
+selection: `runs/ledger.jsonl:plan.horizon=10,env=pendulum`.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from experiments.reports import results
+from experiments.runs import command_flags, ledger
+
+
+def read(source: str) -> list[ledger.Line]:
+    """The runs so named.  Raises OSError or ValueError for what cannot be read."""
+    name, colon, selection = source.partition(":")
+    if Path(source).expanduser().exists():
+        name, colon, selection = source, "", ""
+    path = Path(name).expanduser()
+    of_a_run = (path / "config.json").exists()
+    lines = results.read_ledgers([path.parent if of_a_run else path])
+    if of_a_run:
+        lines = [line for line in lines if _is_in(line, path)]
+        if not lines:
+            raise ValueError(f"{path.parent / 'ledger.jsonl'} has no run of {path}")
+    return select(lines, selection) if colon else lines
+
+
+def _is_in(line: ledger.Line, folder: Path) -> bool:
+    said = Path(line.get("folder") or "")
+    places = (said, folder.parent / said)  # from here, or from the ledger
+    return any(place.resolve() == folder.resolve() for place in places)
+
+
+def select(lines: list[ledger.Line], selection: str) -> list[ledger.Line]:
+    """Those with `NAME=VALUE,...`: hyperparameters, or keys of the ledger.
+
+    Raises ValueError for a name or a value that no run has.
+    """
+    # A value may hold commas: what has no `=` belongs to what is before.
+    for part in _split(selection):
+        short, equals, value = part.partition("=")
+        if not equals:
+            raise ValueError(f"{part!r} in a selection is not NAME=VALUE")
+        facts = [_facts(line) for line in lines]
+        name = _full_name(short, {x for fact in facts for x in fact})
+        there = sorted({results.text(fact[name]) for fact in facts if name in fact})
+        lines = [
+            line
+            for line, fact in zip(lines, facts, strict=True)
+            if name in fact and _is(fact[name], value)
+        ]
+        if not lines:
+            raise ValueError(f"no run has {name}={value}; it is {' or '.join(there)}")
+    return lines
+
+
+def _split(selection: str) -> list[str]:
+    parts: list[str] = []
+    for x in selection.split(","):
+        if "=" in x or not parts:
+            parts.append(x)
+        else:
+            parts[-1] += f",{x}"
+    return parts
+
+
+def _facts(line: ledger.Line) -> dict[str, Any]:
+    own = {k: x for k, x in line.items() if isinstance(x, str | int | float)}
+    return {**results.settings(line), **own}
+
+
+def _full_name(name: str, known: set[str]) -> str:
+    """`name`, or the one name whose last part it is."""
+    if name in known:
+        return name
+    found = sorted(x for x in known if x.rpartition(".")[2] == name)
+    if len(found) > 1:
+        raise ValueError(f"{name} could be {' or '.join(found)}")
+    if not found:
+        hint = command_flags.did_you_mean(name, known).replace("--", "")
+        raise ValueError(f"no run has a {name!r}{hint}")
+    return found[0]
+
+
+def _is(value: Any, said: str) -> bool:
+    if isinstance(value, list):
+        parts = said.split(",")
+        return len(parts) == len(value) and all(map(_is, value, parts))
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return results.text(value).lower() == said.lower()
+    try:
+        return float(said) == value
+    except ValueError:
+        return False

@@ -1,0 +1,87 @@
+"""What a model predicts, decoded into an outcome: next obs, reward, termination.
+
+A model's prediction is one vector [D]: the next obs, then the reward and the logit of a
+termination where these are learned.  What is not learned is computed by the
+environment's own functions.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+from mbrl_jax.models import ensemble
+from mbrl_jax.types import Array, Env, Gaussian, Key, Metrics, Model, PyTree
+
+
+class Outcome(NamedTuple):
+    """What one imagined step led to."""
+
+    next_obs: Array  # [O]
+    reward: Array  # []
+    terminal: Array  # [] bool
+
+
+def decoder(
+    env: Env, learn_reward: bool, learn_terminal: bool
+) -> Callable[[Array, Array, Array], Outcome]:
+    """Decodes a model's prediction: (obs [O], action [A], y [D]) -> Outcome.
+
+    What is not learned is computed by the environment's own functions.
+    """
+    size = env.obs_size
+    reward_of = None if learn_reward else env.reward
+    terminal_of = None if learn_terminal else env.terminal
+
+    def decode(obs: Array, action: Array, y: Array) -> Outcome:
+        next_obs = y[:size]
+        return Outcome(
+            next_obs,
+            reward_of(obs, action, next_obs) if reward_of else y[size],
+            terminal_of(obs, action, next_obs) if terminal_of else y[-1] > 0,
+        )
+
+    return decode
+
+
+def learned(
+    env: Env, config: ensemble.Config
+) -> tuple[Model, Callable[[Array, Array, Array], Outcome]]:
+    """An ensemble for `env`, and its `outcome`.  It also learns reward and termination
+    where `config` says so, or where only the simulator knows them."""
+    learn_reward = config.learn_reward or env.reward is None
+    learn_terminal = config.learn_terminal or env.terminal is None
+    config = dataclasses.replace(
+        config, learn_reward=learn_reward, learn_terminal=learn_terminal
+    )
+    action_size = env.num_actions or env.action_size
+    model = ensemble.make(env.obs_size, action_size, config)
+    if env.num_actions:
+        model = _of_discrete_actions(model, env.num_actions)
+    return model, decoder(env, learn_reward, learn_terminal)
+
+
+def _of_discrete_actions(model: Model, num_actions: int) -> Model:
+    """Of discrete actions: the model sees them one-hot."""
+    one_hot = lambda action: jax.nn.one_hot(action, num_actions)
+
+    def fit(key: Key, state: PyTree, data: PyTree) -> tuple[PyTree, Metrics]:
+        seen = data.data._replace(action=one_hot(data.data.action))
+        return model.fit(key, state, data._replace(data=seen))
+
+    def predict(member: PyTree, obs: Array, action: Array) -> Gaussian:
+        return model.predict(member, obs, one_hot(action))
+
+    return model._replace(fit=fit, predict=predict)
+
+
+def of_every_member(model: Model) -> Callable[[Any, Array, Array], Gaussian]:
+    """The `predict` of an algorithm whose state has the model's as `model`."""
+    every = jax.vmap(model.predict, in_axes=(0, None, None))
+    return lambda state, obs, action: every(model.members(state.model), obs, action)
+
+
+Decode = Callable[
+    [Array, Array, Array], Outcome
+]  # (obs, action, outcome [D]), `outcome`

@@ -1,0 +1,84 @@
+"""The algorithms there are."""
+
+import json
+from pathlib import Path
+
+import jax
+import pytest
+from absl import flags
+
+from experiments import sweep
+from experiments.runs import command_flags, registry
+from mbrl_jax.training import checkpoints
+
+
+def ignore(line: str) -> None:
+    raise AssertionError(line)
+
+
+def test_every_module_is_an_algorithm_with_a_title() -> None:
+    assert "pets" in registry.names()
+    for name in registry.names():
+        assert len(registry.title(name)) > 20
+        assert callable(registry.module(name).make)
+
+
+@pytest.mark.parametrize("name", ["petz", "os", "pets.os", "../pets", ""])
+def test_only_algorithms_are_imported(name: str) -> None:
+    with pytest.raises(ValueError, match="unknown algorithm"):
+        registry.module(name)
+
+
+@pytest.mark.parametrize("name", registry.names())
+def test_hyperparameters_are_named_unlike_the_flags_of_a_sweep(name: str) -> None:
+    """Both are flags of one command."""
+    values = flags.FlagValues()
+    sweep.define(values)
+    config = command_flags.flat(registry.module(name).Config())
+    assert not set(config) & set(values)
+
+
+def test_a_finished_run_is_made_again(whole: Path) -> None:
+    run = registry.load(whole, ignore)
+    assert run.step == 4
+    assert run.env.name == "point_mass"
+    assert int(run.state.env_steps) == 4 * run.env.episode_length
+    policy = run.algorithm(run.hyperparameters).policy(run.state)
+    obs = run.env.reset(jax.random.key(1)).obs
+    action, _ = policy.act(jax.random.key(0), obs, policy.init())
+    assert action.shape == (run.env.action_size,)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"algorithm": "os"}, "unknown algorithm"),
+        ({"env": "nowhere"}, "unknown environment"),
+        ({"precision": "quadruple"}, "precision is 'quadruple'"),
+        ({"seed": 1}, "holds another run: seed is 0 there and 1 here"),
+        ({"config": {}}, "missing or unknown hyperparameters"),
+    ],
+)
+def test_a_changed_config_is_refused(
+    finished: Path, change: dict[str, object], words: str
+) -> None:
+    path = finished / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ValueError, match=words):
+        registry.load(finished, ignore)
+
+
+def test_a_run_without_a_checkpoint_is_refused(finished: Path) -> None:
+    (finished / "checkpoints").rename(finished / "elsewhere")
+    with pytest.raises(OSError, match="no checkpoint yet"):
+        registry.load(finished, ignore)
+
+
+def test_no_file_of_a_run_can_run_code(whole: Path) -> None:
+    """Nothing is a pickle: every file is JSON, an array store, a picture or a log."""
+    kinds = {".json", ".jsonl", ".png", ".gif", ".lock"}
+    for path in (x for x in whole.iterdir() if x.is_file()):
+        assert path.suffix in kinds or path.name in kinds
+    for path in (x for x in whole.rglob("*") if x.is_file()):
+        assert not path.read_bytes().startswith(b"\x80\x04")
+    assert checkpoints.steps(whole / "checkpoints") == [2, 3, 4]

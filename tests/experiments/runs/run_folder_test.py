@@ -1,0 +1,141 @@
+"""Run folders."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.runs import run_folder
+
+RECORD: dict[str, Any] = {
+    "algorithm": "pets",
+    "env": "brax/ant",
+    "episode_length": 0,
+    "seed": 0,
+    "num_seeds": 1,
+    "precision": "fast",
+    "num_steps": 10,
+    "eval_every": 0,
+    "eval_episodes": 5,
+    "checkpoint_every": 1,
+    "config": {"plan.horizon": 20, "layers": (3, 4)},
+}
+
+
+def test_a_new_folder_says_what_the_run_is_and_where_it_ran(tmp_path: Path) -> None:
+    with run_folder.opened(str(tmp_path / "a" / "b"), RECORD) as folder:
+        record = run_folder.read(folder)
+    assert record["config"] == {"plan.horizon": 20, "layers": [3, 4]}
+    assert record["versions"]["jax"]
+    assert record["versions"]["orbax-checkpoint"]
+    assert record["devices"]
+    assert record["platform"]
+
+
+def test_without_a_name_every_run_gets_its_own_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folders = []
+    for _ in range(3):
+        with run_folder.opened("", RECORD) as folder:
+            folders.append(folder)
+    assert len(set(folders)) == 3
+    assert all(str(x).startswith("runs/pets-brax-ant-") for x in folders)
+
+
+def test_the_home_folder_has_a_short_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with run_folder.opened("~/a", RECORD) as folder:
+        assert folder == tmp_path / "a"
+
+
+def test_a_run_is_resumed_with_a_new_schedule_but_nothing_else(tmp_path: Path) -> None:
+    with run_folder.opened(str(tmp_path), RECORD) as folder:
+        started = run_folder.read(folder)["started"]
+    with run_folder.opened(str(tmp_path), {**RECORD, "num_steps": 20}):
+        record = run_folder.read(folder)
+    assert record["num_steps"] == 20
+    assert record["started"] == started
+    other = {**RECORD, "seed": 1, "config": {"plan.horizon": 30, "layers": (3, 4)}}
+    words = "plan.horizon is 20 there and 30 here, seed is 0 there and 1 here"
+    with (
+        pytest.raises(ValueError, match=words),
+        run_folder.opened(str(tmp_path), other),
+    ):
+        pass
+
+
+def test_a_folder_with_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("")
+    with (
+        pytest.raises(ValueError, match="not empty and holds no run"),
+        run_folder.opened(str(tmp_path), RECORD),
+    ):
+        pass
+
+
+def test_an_unwritable_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for name in (str(tmp_path / "file" / "run"), "/proc/run"):
+        with (
+            pytest.raises(OSError, match=f"cannot write to {name}"),
+            run_folder.opened(name, RECORD),
+        ):
+            pass
+
+
+def test_a_folder_is_used_by_one_process_at_a_time(tmp_path: Path) -> None:
+    with (
+        run_folder.opened(str(tmp_path), RECORD),
+        pytest.raises(OSError, match="in use"),
+        run_folder.opened(str(tmp_path), RECORD),
+    ):
+        pass
+    with run_folder.opened(str(tmp_path), RECORD):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "config.json is not JSON"),
+        ("[]", "is not a JSON object"),
+        ("{}", "algorithm is no str"),
+        (json.dumps({**RECORD, "seed": "0"}), "seed is no int"),
+    ],
+)
+def test_a_broken_config_is_refused(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=words):
+        run_folder.read(tmp_path)
+
+
+def test_a_missing_folder_or_config_is_named(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="no run folder"):
+        run_folder.read(tmp_path / "nowhere")
+    with pytest.raises(OSError, match=r"holds no config.json"):
+        run_folder.read(tmp_path)
+
+
+def test_json_says_arrays_as_lists_and_non_finite_as_null(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    values = {
+        "z": jnp.array([1.0, jnp.nan]),
+        "a": {"b": (np.float32(0.5), np.int32(3), float("inf"))},
+        "c": [True, None, "text"],
+    }
+    run_folder.write_json(path, values)
+    record = run_folder.read_json(path)
+    assert record == {
+        "z": [1.0, None],
+        "a": {"b": [0.5, 3, None]},
+        "c": [True, None, "text"],
+    }
+    assert list(record) == ["z", "a", "c"]
+    assert [x.name for x in tmp_path.iterdir()] == ["a.json"]
