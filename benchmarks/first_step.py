@@ -8,6 +8,7 @@ A process of its own: jax compiles a program once per process.
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,8 +19,12 @@ from mbrl_jax import envs
 from mbrl_jax.algorithms import pets
 from mbrl_jax.training import train
 
+CACHE = "/jax/compilation_cache/cache_"
+
 
 def main(argv: Sequence[str]) -> None:
+    events: Counter[str] = Counter()
+    jax.monitoring.register_event_listener(lambda event, **_: events.update([event]))
     env = envs.make("cartpole_swingup")
     key = train.seeds(0)
     jax.block_until_ready(jax.random.split(key))  # the device is up
@@ -39,6 +44,8 @@ def main(argv: Sequence[str]) -> None:
         "run": run - compiled[1],
         "epochs": int(metrics["model/num_epochs"]),
         "peak_memory": timing.peak_memory(),
+        "cache_hits": events[f"{CACHE}hits"],
+        "cache_misses": events[f"{CACHE}misses"],
     }
     print(json.dumps(found))
 

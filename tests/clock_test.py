@@ -56,7 +56,8 @@ def test_the_summary_adds_up():
 def test_what_takes_more_than_its_share_is_named(
     names: list[str], budget: int, everything: bool, says: str, factor: float
 ):
-    each = factor * clock.SLACK * budget / len(names)
+    slack = clock.SLACK if everything else clock.SLACK_OF_SHARES
+    each = factor * slack * budget / len(names)
     found = clock.overruns({name: spent(each) for name in names}, everything)
     assert len(found) == (factor > 1)
     assert all(line.startswith(f"{says} took") for line in found)
@@ -64,7 +65,7 @@ def test_what_takes_more_than_its_share_is_named(
 
 def test_shares_are_not_added_up():
     """Of different algorithms, nor when only some tests are run."""
-    half = clock.SLACK * clock.CONTRACT * 0.9
+    half = clock.SLACK_OF_SHARES * clock.CONTRACT * 0.9
     names = ("x[sac]", "x[td3]", "test_without_a_name")
     tests = {f"tests/contract_test.py::{name}": spent(half) for name in names}
     assert clock.overruns(tests, everything=True) == []
