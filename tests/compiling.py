@@ -5,7 +5,7 @@ import jaxlib
 # Later ones have these emitters alone, and refuse the flag.
 OLDER_EMITTERS = tuple(map(int, jaxlib.__version__.split(".")[:2])) < (0, 11)
 
-QUICKLY = " ".join(  # for XLA_FLAGS: a quarter of the time that users wait
+QUICKLY = " ".join(  # for XLA_FLAGS
     (
         "--xla_backend_optimization_level=0",
         "--xla_llvm_disable_expensive_passes=true",

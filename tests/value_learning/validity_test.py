@@ -121,6 +121,19 @@ def test_in_between_the_best_length_is_where_a_step_more_costs_what_it_gains():
     assert bounds(0.02, 0.1).argmin() == 16
 
 
+def test_a_shift_is_that_of_the_divergence_by_quadrature():
+    """KL(new || old), of stds that differ, summed over the dimensions."""
+    old = Gaussian(np.array([0.0, 1.0]), np.array([1.0, 0.5]))
+    new = Gaussian(np.array([0.3, 0.9]), np.array([1.2, 0.4]))
+    x = np.linspace(-12, 12, 20_001)[:, None]
+    density = lambda g: np.exp(-(((x - g.mean) / g.std) ** 2) / 2) / g.std
+    p, q = (density(g) / np.sqrt(2 * np.pi) for g in (new, old))
+    p, q = np.maximum(p, 1e-300), np.maximum(q, 1e-300)
+    divergence = (p * np.log(p / q)).sum() * (x[1, 0] - x[0, 0])
+    found = validity.shift(*(Gaussian(*map(jnp.asarray, g)) for g in (old, new)))
+    assert found == pytest.approx(np.sqrt(divergence / 2), rel=1e-4)
+
+
 # --- A line.
 
 STD, GAMMA, NUM, HORIZON = 0.5, 0.9, 40, 4
