@@ -93,7 +93,8 @@ class Clock:
 
 def everything(config: Any) -> bool:
     """Whether all tests are run, not some that were asked for."""
-    chosen = config.option.keyword or config.option.markexpr or config.option.lf
+    last_failed = getattr(config.option, "lf", False)  # absent without its plugin
+    chosen = config.option.keyword or config.option.markexpr or last_failed
     return config.args_source is config.ArgsSource.TESTPATHS and not chosen
 
 

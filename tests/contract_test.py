@@ -478,9 +478,11 @@ def test_discrete_actions_are_fine_or_an_early_error(run: Run):
 def test_a_step_keeps_the_state_tree(run: Run, x64: bool):
     """Its structure, shapes, types, and whether these are weak."""
     with jax.enable_x64(x64):
-        algorithm, key = run.module.make(*run.row), jax.random.key(0)
-        before = jax.eval_shape(algorithm.init, key)
-        after, _ = jax.eval_shape(algorithm.step, key, before)
+        key, init, step = jax.random.key(0), run.init, run.step  # traced already
+        if x64:
+            init, step, *_ = run.module.make(*run.row)
+        before = jax.eval_shape(init, key)
+        after, _ = jax.eval_shape(step, key, before)
         describe = lambda x: (x.shape, x.dtype, x.weak_type)
         assert jax.tree.map(describe, after) == jax.tree.map(describe, before)
 
@@ -575,16 +577,28 @@ def batch_of(name: str) -> tuple[PyTree, Metrics]:
     run = run_of(name)
     values = floats(run.row.config)
 
-    def whole(key: Key, factor: Array, faulty: Array) -> tuple[PyTree, Metrics]:
+    def made(factor: Array, faulty: Array) -> Algorithm:
         traced = {path: factor * value for path, value in values.items()}
         config = with_floats(run.row.config, traced)
-        algorithm = run.module.make(with_faults(run.row.env, faulty), config)
-        step = lambda state, key: algorithm.step(key, state)
-        return jax.lax.scan(step, algorithm.init(key), step_keys(key))
+        return run.module.make(with_faults(run.row.env, faulty), config)
 
-    keys = jax.vmap(jax.random.key)(np.array(SEEDS))
-    batch = jax.jit(jax.vmap(whole))(keys, np.array(FACTORS, np.float32), FAULTY_RUNS)
-    return to_numpy(batch)
+    @jax.jit
+    @jax.vmap
+    def init(key: Key, *which: Array) -> tuple[PyTree, Key]:
+        return made(*which).init(key), step_keys(key)
+
+    @jax.jit
+    @jax.vmap
+    def step(key: Key, state: PyTree, *which: Array) -> tuple[PyTree, Metrics]:
+        return made(*which).step(key, state)
+
+    which = np.array(FACTORS, np.float32), FAULTY_RUNS
+    state, keys = init(jax.vmap(jax.random.key)(np.array(SEEDS)), *which)
+    metrics = []
+    for i in range(STEPS):
+        state, metric = step(keys[:, i], state, *which)
+        metrics.append(to_numpy(metric))
+    return to_numpy(state), jax.tree.map(lambda *x: np.stack(x, 1), *metrics)
 
 
 def with_faults(env: Env, faulty: Array) -> Env:
