@@ -13,6 +13,8 @@ class Replay(NamedTuple):
     data: Transition  # [C, ...]
     position: Array  # [] int32, where the next transition goes
     size: Array  # [] int32, how many are in
+    number: Array  # [C] int32, each row's among all that were offered
+    offered: Array  # [] int32, how many were, those that were left out too
 
     @property
     def capacity(self) -> int:
@@ -29,7 +31,8 @@ def init(
     if discrete:
         action = jnp.zeros(capacity, jnp.int32)
     data = Transition(obs, action, jnp.zeros(capacity), obs, flag, flag)
-    return Replay(data, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
+    zero = jnp.zeros((), jnp.int32)
+    return Replay(data, zero, zero, jnp.zeros(capacity, jnp.int32), zero)
 
 
 def valid(replay: Replay) -> Array:
@@ -40,24 +43,30 @@ def valid(replay: Replay) -> Array:
 def insert(replay: Replay, transitions: Transition, valid: Array) -> Replay:
     """Appends the transitions [T, ...] where `valid` [T], oldest out first.
 
-    A transition that is not finite, as of a simulator that blew up, is left out.
+    A transition that is not finite, as of a simulator that blew up, is left out; the
+    numbers of its neighbours tell that they do not follow each other.
     Raises ValueError if T exceeds the capacity.
     """
     if valid.shape[0] > replay.capacity:
         raise ValueError(
             f"{valid.shape[0]} transitions do not fit a capacity of {replay.capacity}"
         )
+    number = replay.offered + jnp.cumsum(valid, dtype=jnp.int32)  # 1 for the first
     valid = valid & finite.all_finite(transitions, num_batch_axes=1)
     slot = (replay.position + jnp.cumsum(valid) - 1) % replay.capacity
     slot = jnp.where(valid, slot, replay.capacity)  # out of range, hence dropped
-    data = jax.tree.map(
-        lambda old, new: old.at[slot].set(new, mode="drop"), replay.data, transitions
+    data, numbers = jax.tree.map(
+        lambda old, new: old.at[slot].set(new, mode="drop"),
+        (replay.data, replay.number),
+        (transitions, number),
     )
     count = valid.sum(dtype=jnp.int32)
     return Replay(
         data,
         (replay.position + count) % replay.capacity,
         jnp.minimum(replay.size + count, replay.capacity),
+        numbers,
+        number[-1],
     )
 
 
@@ -65,8 +74,10 @@ def newest(replay: Replay, number: int) -> Replay:
     """A buffer of the last `number` transitions alone."""
     size = jnp.minimum(replay.size, number)
     index = replay.position - size + jnp.arange(number)
-    data = jax.tree.map(lambda x: x[index % replay.capacity], replay.data)
-    return Replay(data, size % number, size)
+    data, numbers = jax.tree.map(
+        lambda x: x[index % replay.capacity], (replay.data, replay.number)
+    )
+    return Replay(data, size % number, size, numbers, replay.offered)
 
 
 def sample(
@@ -106,14 +117,18 @@ def sample_sequences(
 ) -> tuple[Transition, Array]:
     """Consecutive transitions [B, length, ...], and which of them are `valid`.
 
-    A sequence that meets the end of an episode is valid up to and including it.
-    Those of `stride` environments side by side take turns in the buffer.  It must hold
-    at least `length` transitions of each.
+    A sequence that meets the end of an episode is valid up to and including it, and
+    one that meets a transition which was left out, up to that.  Those of `stride` environments
+    side by side take turns in the buffer.  It must hold at least `length` transitions
+    of each.
     """
     oldest, span = replay.position - replay.size, (length - 1) * stride
     start = jax.random.randint(key, (batch_size,), 0, replay.size - span)
     index = oldest + start[:, None] + stride * jnp.arange(length)[None]  # [B, length]
-    sequences = jax.tree.map(lambda x: x[index % replay.capacity], replay.data)
-    end = sequences.terminal | sequences.truncated
-    ended_before = jnp.cumsum(end, axis=1) - end  # [B, length]
-    return sequences, ended_before == 0
+    sequences, number = jax.tree.map(
+        lambda x: x[index % replay.capacity], (replay.data, replay.number)
+    )
+    follows = jnp.diff(number, axis=1) == stride
+    ended = (sequences.terminal | sequences.truncated)[:, :-1]
+    goes_on = jnp.cumprod(follows & ~ended, axis=1) > 0  # [B, length - 1]
+    return sequences, jnp.pad(goes_on, ((0, 0), (1, 0)), constant_values=True)

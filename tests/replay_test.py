@@ -87,6 +87,23 @@ def test_sequences_follow_each_other_up_to_the_end_of_an_episode(
         np.testing.assert_array_equal(flags, row <= (over or [row[-1]])[0])
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+def test_no_sequence_goes_on_over_what_was_left_out(stride: int):
+    """Nor do two environments that take turns change places after it."""
+    buffer = replay.init(2, 1, 16)
+    for ids in np.split(np.arange(20), 20 // stride):
+        rows = numbered(ids)._replace(terminal=np.zeros(stride, bool))
+        lost = np.isin(ids, [5, 10])[:, None]
+        rows = rows._replace(next_obs=np.where(lost, np.nan, rows.next_obs))
+        buffer = insert(buffer, rows, np.ones(stride, bool))
+    draw = jax.jit(replay.sample_sequences, static_argnums=(2, 3, 4))
+    batch, valid = draw(jax.random.key(0), buffer, 500, 4, stride)
+    for row, flags in zip(np.asarray(batch.obs[..., 0]), valid, strict=True):
+        follows = row == row[0] + stride * np.arange(4)
+        np.testing.assert_array_equal(flags, np.cumprod(follows))
+    assert 0 < valid[:, -1].mean() < 1
+
+
 def test_a_terminal_ends_a_sequence_as_a_time_limit_does():
     buffer = full(4)
     data = buffer.data._replace(terminal=buffer.data.terminal.at[1].set(True))

@@ -112,28 +112,37 @@ def latest(data: Replay, num_envs: int, number: int, num_times: int) -> Episodes
     """The latest `number` episodes of each of the environments that took turns to fill
     `data`, at most `num_times` steps long; those that still run too.
 
-    [N, T, ...], for N = num_envs number and T = num_times.
+    After a transition that was left out, the time within the episode is not known: the
+    rest of it is not valid.  [N, T, ...], for N = num_envs number and T = num_times.
     """
     # one more, as the oldest may be seen from its middle on
     length = min((number + 1) * num_times, data.capacity // num_envs)
     newest = replay.newest(data, length * num_envs)
-    apart = lambda x: x.reshape(length, num_envs, *x.shape[1:])
-    rows, here = jax.tree.map(apart, (newest.data, replay.valid(newest)))
+    before = newest.offered - newest.number  # transitions offered after each
+    turn, env = length - 1 - before // num_envs, num_envs - 1 - before % num_envs
+    turn = jnp.where(replay.valid(newest) & (turn >= 0), turn, length)  # or dropped
+
+    def apart(x: Array) -> Array:
+        empty = jnp.zeros((length, num_envs, *x.shape[1:]), x.dtype)
+        return empty.at[turn, env].set(x, mode="drop")
+
+    rows, here = jax.tree.map(apart, (newest.data, jnp.ones_like(turn, bool)))
     # nothing was forgotten yet: what comes first is the beginning of an episode
-    whole = (data.size < data.capacity) & (data.size <= length * num_envs)
+    whole = (data.size < data.capacity) & (data.offered <= length * num_envs)
+    index, first = jnp.arange(length), length - data.offered // num_envs
 
     def one(rows: Transition, here: Array) -> Episodes:
         ended = (rows.terminal | rows.truncated) & here
         episode = jnp.cumsum(ended) - ended  # from the oldest on
-        start = jax.lax.cummax(jnp.where(ended, jnp.arange(length) + 1, 0))
-        time = jnp.arange(length) - jnp.roll(start, 1).at[0].set(0)
-        known = here & ((episode > 0) | whole)
-        slot = jnp.where(here, episode, 0).max() - episode
-        slot = jnp.where(known, slot, number)  # out of range, hence dropped
+        start = jax.lax.cummax(jnp.where(ended, index + 1, 0))
+        start = jnp.maximum(jnp.roll(start, 1).at[0].set(0), first)
+        gap = jax.lax.cummax(jnp.where(here, -1, index))  # the last one until now
+        known = here & (gap < start) & ((episode > 0) | whole)
+        slot = jnp.where(known, episode[-1] - episode, number)  # or dropped
 
         def put(x: Array) -> Array:
             empty = jnp.zeros((number, num_times, *x.shape[1:]), x.dtype)
-            return empty.at[slot, time].set(x, mode="drop")
+            return empty.at[slot, index - start].set(x, mode="drop")
 
         return Episodes(*map(put, (rows.obs, rows.action, rows.next_obs, known)))
 

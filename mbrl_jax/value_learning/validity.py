@@ -93,7 +93,6 @@ def watcher(
         windows, valid = replay.sample_sequences(
             key, latest, num_windows, horizon, collect.num_envs
         )
-        valid &= jax.vmap(_connected)(windows)
         members = model.members(model_state.model)
         follow = partial(along, model, members, decode)
         obs, reward, z = jax.vmap(follow)(windows)  # [B, M, H, ...]
@@ -137,12 +136,6 @@ def watcher(
     return watch
 
 
-def _connected(steps: Transition) -> Array:
-    """Whether each of the steps [H, ...] comes after the ones before it; [H] bool."""
-    joined = (steps.next_obs[:-1] == steps.obs[1:]).all(axis=1)
-    return jnp.cumprod(jnp.pad(joined, (1, 0), constant_values=True)) > 0
-
-
 def _latest_steps(collect: off_policy.Config, length: int) -> int:
     """Those of an iteration; at least as many as windows need, if there are as many."""
     return min(max(collect.interval, length) * collect.num_envs, collect.capacity)
@@ -178,9 +171,8 @@ def best_horizon(
         windows, valid = replay.sample_sequences(
             key, latest, num_windows, length, collect.num_envs
         )
-        ends = jnp.cumsum(windows.terminal, axis=1) > 0
-        whole = jax.vmap(_connected)(windows) & valid | ends
-        usable = whole.all(axis=1)
+        ended = jnp.cumsum(windows.terminal & valid, axis=1) > 0
+        usable = (valid | ended).all(axis=1)
         members = model.members(model_state.model)
 
         def errors(steps: Transition) -> Array:

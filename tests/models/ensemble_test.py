@@ -34,7 +34,10 @@ def filled(
     )
     data = jax.tree.map(pad, rows)
     data = data._replace(terminal=data.terminal > 0, truncated=data.truncated > 0)
-    return replay.Replay(data, jnp.int32(num % capacity), jnp.int32(num))
+    number = jnp.arange(1, capacity + 1, dtype=jnp.int32)
+    return replay.Replay(
+        data, jnp.int32(num % capacity), jnp.int32(num), number, jnp.int32(num)
+    )
 
 
 @cache

@@ -246,3 +246,24 @@ def test_the_latest_episodes_are_told_apart(num_steps: int, capacity: int, numbe
     np.testing.assert_array_equal(
         found.action, np.where(mask, 10 + found.obs[..., 2:], 0)
     )
+
+
+def test_what_was_left_out_hides_the_rest_of_its_episode_alone():
+    """Of two environments, each goes on for itself; a lost end of an episode hides the
+    next one."""
+    data = replay.init(1, 1, 40)
+    for t in range(15):  # episodes of five steps
+        obs = np.array([[t], [100 + t]], float)
+        last, lost = np.full(2, t % 5 == 4), [[t == 7], [t == 4]]
+        after = np.where(lost, np.nan, obs + 0.5)
+        step = Transition(obs, obs, np.zeros(2), after, np.zeros(2, bool), last)
+        data = insert(data, step, np.ones(2, bool))
+    found = latest(data, 2, 3, 5)
+    seen = np.where(found.valid, found.obs[..., 0], -1).reshape(2, 3, 5)
+    np.testing.assert_array_equal(  # the newest first
+        seen,
+        [
+            [[10, 11, 12, 13, 14], [5, 6, -1, -1, -1], [0, 1, 2, 3, 4]],
+            [[110, 111, 112, 113, 114], [100, 101, 102, 103, -1], [-1] * 5],
+        ],
+    )

@@ -105,7 +105,7 @@ def real(size: int = 30) -> Replay:
     action, reward = np.where(known, [[9.0], [-1.0]], 0).astype(np.float32)
     never, number = np.zeros(40, bool), np.int32(size)
     rows = Transition(obs, action[:, None], reward, obs, never, never)
-    return Replay(rows, number, number)
+    return Replay(rows, number, number, np.arange(1, 41, dtype=np.int32), number)
 
 
 def kept(key: Key, learned: Array, model_state: ModelState, batch: Transition) -> tuple:

@@ -274,7 +274,10 @@ def test_a_model_free_method_learns_from_a_batch_of_what_is_remembered():
     data = Transition(obs, rows[:, None], rows, obs, flag, flag)
     size = jnp.full((), 12, jnp.int32)
     counts, _ = method.update(
-        jax.random.key(0), jnp.zeros(20), (), Replay(data, size, size)
+        jax.random.key(0),
+        jnp.zeros(20),
+        (),
+        Replay(data, size, size, jnp.arange(1, 21), size),
     )
     np.testing.assert_array_equal(counts[12:], 0)
     np.testing.assert_allclose(counts[:12], 500 / 12, atol=5 * (500 / 12) ** 0.5)

@@ -170,7 +170,8 @@ def setting(critic: Any = None) -> Setting:
 def replayed(rows: Transition) -> Replay:
     """Of NUM transitions, with room for ten more."""
     pad = lambda x: np.concatenate([x, np.zeros((10, *x.shape[1:]), x.dtype)])
-    return Replay(jax.tree.map(pad, rows), np.int32(NUM), np.int32(NUM))
+    size, number = np.int32(NUM), np.arange(1, NUM + 11, dtype=np.int32)
+    return Replay(jax.tree.map(pad, rows), size, size, number, size)
 
 
 def line(ends: int = 0, terminal: bool = False) -> Replay:
