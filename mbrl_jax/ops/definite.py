@@ -25,16 +25,18 @@ def solve(matrix: Array, right: Array) -> tuple[Array, Array]:
     """matrix^-1 right, of [D, D] and [D, ...], and whether `matrix` is definite.
 
     That is symmetric and positive definite: elimination needs no pivots then, and they
-    are all positive.  It is written out, since LAPACK takes longer for matrices this
-    small.  The solution is 0 for one that is not definite, and NaN for NaN.
+    are all positive, beyond the rounding of the diagonal entry that each comes from:
+    so the units of the variables make no difference.  It is written out, since LAPACK
+    takes longer for matrices this small.  The solution is 0 for one that is not
+    definite, and NaN for NaN.
     """
     size = len(matrix)
     rows = jnp.column_stack([matrix, right])
-    least = jnp.finfo(matrix.dtype).eps * jnp.abs(jnp.diag(matrix)).max()
+    least = jnp.finfo(matrix.dtype).eps * jnp.abs(jnp.diag(matrix))
     definite = jnp.array(True)
     for i in range(size):
-        definite &= rows[i, i] > least  # false if it is NaN
-        pivot = jnp.where(rows[i, i] <= least, 1.0, rows[i, i])
+        definite &= rows[i, i] > least[i]  # false if it is NaN
+        pivot = jnp.where(rows[i, i] <= least[i], 1.0, rows[i, i])
         row = rows[i] / pivot
         others = (jnp.arange(size) != i)[:, None]
         rows = jnp.where(others, rows - jnp.outer(rows[:, i], row), row[None])

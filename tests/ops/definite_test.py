@@ -33,6 +33,27 @@ def test_solve():
     assert jnp.isnan(solved).all()
 
 
+def test_units_make_no_difference():
+    """Of the variables and of the cost, in float32; rounding apart, which the powers of
+    two have none of."""
+    rng = np.random.default_rng(0)
+    root, g = rng.normal(size=(5, 4)), rng.normal(size=4)
+    H, high = (root.T @ root).astype(np.float32), np.full(4, 0.3, np.float32)
+    g, units = g.astype(np.float32), np.ldexp(np.float32(1), [-12, 0, 11, 30])
+    plain, free = minimise_in_box(H, g, -high, high)
+    assert 0 < free.sum() < 4
+    x, well = definite.solve(jnp.asarray(H), jnp.asarray(g))
+    for cost in np.ldexp(np.float32(1), [-40, 0, 40]):
+        scaled = cost * H * units * units[:, None], cost * g * units
+        y, well = definite.solve(*map(jnp.asarray, scaled))
+        assert well
+        np.testing.assert_array_equal(y * units, x)
+        k, same = minimise_in_box(*scaled, -high / units, high / units)
+        np.testing.assert_array_equal(same, free)
+        np.testing.assert_allclose(k * units, plain, rtol=1e-5)
+    assert not definite.solve(jnp.asarray(scaled[0]).at[2, 2].mul(0.01), y)[1]
+
+
 def test_project_is_nearest_and_leaves_convex_costs_alone():
     rng = np.random.default_rng(0)
     joint = rng.normal(size=(5, 5))
