@@ -91,7 +91,7 @@ def sample(
 
 
 def mixed(
-    key: Key,
+    keys: tuple[Key, Key],
     real: Replay,
     imagined: Replay,
     batch_size: int,
@@ -99,11 +99,11 @@ def mixed(
     newest: Array | int | None = None,
 ) -> Transition:
     """A batch [B, ...] of which `real_share`, rounded to rows, is real, and the rest of
-    the `newest` imagined ones.  The real rows are those that `sample` gives."""
-    drawn = sample(key, real, batch_size)
+    the `newest` imagined ones, each drawn with a key of its own."""
+    drawn = sample(keys[0], real, batch_size)
     if isinstance(real_share, int | float) and real_share == 1:
         return drawn
-    others = sample(jax.random.fold_in(key, 1), imagined, batch_size, newest)
+    others = sample(keys[1], imagined, batch_size, newest)
     is_real = jnp.arange(batch_size) < jnp.round(real_share * batch_size)
 
     def mix(x: Array, y: Array) -> Array:
@@ -118,9 +118,9 @@ def sample_sequences(
     """Consecutive transitions [B, length, ...], and which of them are `valid`.
 
     A sequence that meets the end of an episode is valid up to and including it, and
-    one that meets a transition which was left out, up to that.  Those of `stride` environments
-    side by side take turns in the buffer.  It must hold at least `length` transitions
-    of each.
+    one that meets a transition which was left out, up to that.
+    Those of `stride` environments side by side take turns in the buffer.  It must hold
+    at least `length` transitions of each.
     """
     oldest, span = replay.position - replay.size, (length - 1) * stride
     start = jax.random.randint(key, (batch_size,), 0, replay.size - span)

@@ -64,6 +64,7 @@ from mbrl_jax.value_learning import dqn as dqn_learner
 from mbrl_jax.value_learning import naf as naf_learner
 from mbrl_jax.value_learning import sac as sac_learner
 from mbrl_jax.value_learning import td3 as td3_learner
+from tests import keys
 
 STEPS = 3  # of the algorithm, in a run
 
@@ -492,6 +493,12 @@ def test_a_step_is_compiled_once(run: Run):
     assert len(run.traces) == 1
 
 
+def test_no_random_key_is_used_twice(run: Run):
+    key = jax.random.key(0)
+    keys.check(run.init.trace(key).jaxpr)
+    keys.check(run.step.trace(key, run.states[0]).jaxpr)
+
+
 def test_same_key_same_result_bit_for_bit(run: Run):
     states, metrics = go(run.init, run.step, jax.random.key(0))
     assert_same((states, metrics), (run.states, run.metrics))
@@ -593,10 +600,10 @@ def batch_of(name: str) -> tuple[PyTree, Metrics]:
         return made(*which).step(key, state)
 
     which = np.array(FACTORS, np.float32), FAULTY_RUNS
-    state, keys = init(jax.vmap(jax.random.key)(np.array(SEEDS)), *which)
+    state, step_key = init(jax.vmap(jax.random.key)(np.array(SEEDS)), *which)
     metrics = []
     for i in range(STEPS):
-        state, metric = step(keys[:, i], state, *which)
+        state, metric = step(step_key[:, i], state, *which)
         metrics.append(to_numpy(metric))
     return to_numpy(state), jax.tree.map(lambda *x: np.stack(x, 1), *metrics)
 

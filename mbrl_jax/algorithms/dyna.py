@@ -70,17 +70,18 @@ def _draw(
 ) -> tuple[Array, Array | None]:
     """Where futures start, and with which actions."""
     newest = latest if config.starts == "latest" else None
-    batch = replay.sample(key, data, number, newest)
+    batch_key, reset_key, act_key = jax.random.split(key, 3)
+    batch = replay.sample(batch_key, data, number, newest)
     starts = batch.obs
-    keys = jax.random.split(jax.random.fold_in(key, 1), number)
     if config.starts == "initial":
-        starts = jax.vmap(lambda key: env.reset(key).obs)(keys)
+        reset = lambda key: env.reset(key).obs
+        starts = jax.vmap(reset)(jax.random.split(reset_key, number))
     if config.actions == "policy":
         return starts, None
     if config.actions == "taken":
         return starts, batch.action
-    uniform = policies.uniform(env)
-    return starts, jax.vmap(lambda key, obs: uniform.act(key, obs, ())[0])(keys, starts)
+    act = lambda key, obs: policies.uniform(env).act(key, obs, ())[0]
+    return starts, jax.vmap(act)(jax.random.split(act_key, number), starts)
 
 
 def _validate(config: Config) -> None:

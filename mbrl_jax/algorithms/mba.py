@@ -101,8 +101,9 @@ def _with_imagination(
 
     def init(key: Key) -> tuple[PyTree, _World]:
         imagined = replay.init(env.obs_size, env.action_size, capacity)
-        state = model.init(jax.random.fold_in(key, 1))
-        return learner.init(key), _World(state, imagined, jnp.ones(()))
+        learner_key, model_key = jax.random.split(key)
+        world = _World(model.init(model_key), imagined, jnp.ones(()))
+        return learner.init(learner_key), world
 
     def dream(key: Key, learned: PyTree, model_state: _World, data: Replay) -> tuple:
         fit_key, start_key, key = jax.random.split(key, 3)
@@ -153,10 +154,9 @@ def _with_imagination(
     def update(
         key: Key, learned: PyTree, model_state: _World, data: Replay
     ) -> tuple[PyTree, Metrics]:
-        batch_key, key = jax.random.split(key)
-        batch = replay.mixed(
-            batch_key, data, model_state.imagined, size, model_state.real_share
-        )
+        real_key, key, imagined_key = jax.random.split(key, 3)
+        keys, share = (real_key, imagined_key), model_state.real_share
+        batch = replay.mixed(keys, data, model_state.imagined, size, share)
         return learner.update(key, learned, batch)
 
     return OffPolicyHooks(

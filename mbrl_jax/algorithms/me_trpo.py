@@ -136,7 +136,13 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
                 policy = learner.explore(learned)
                 alone = jax.tree.map(lambda x: x[None], member)
                 steps, alive, _ = imagine.rollouts(
-                    noise_key, model, alone, decode, policy, fixed, config.horizon
+                    jax.random.clone(noise_key),
+                    model,
+                    alone,
+                    decode,
+                    policy,
+                    fixed,
+                    config.horizon,
                 )
                 return jnp.where(alive, steps.reward, 0).sum(axis=1).mean()
 

@@ -147,21 +147,22 @@ def imagined_path(
 ) -> ImaginedPath:
     """From `starts` [N, O] on, acting by `act(key, obs) -> (action, bonus)`.
 
-    With a horizon of 0 the actions at the starts are those that `act` gives for
-    `jax.random.split(key, N)`.
+    The actions at the starts are those that `act` gives for `jax.random.split(key, N)`.
     """
-    each = lambda key, obs: jax.vmap(act)(jax.random.split(key, len(obs)), obs)
+    keys = jax.random.split(key, len(starts) + 1)  # those N, and one more
 
     def step(
         now: tuple[Array, Array, tuple[Array, Array]], keys: Array
     ) -> tuple[tuple, ImaginedPath]:
         obs, alive, (action, bonus) = now
         data = advance(keys[0], sample, decode, obs, action)
-        later = data.next_obs, alive & ~data.terminal, each(keys[1], data.next_obs)
+        act_keys = jax.random.split(keys[1], len(obs))
+        acted = jax.vmap(act)(act_keys, data.next_obs)
+        later = data.next_obs, alive & ~data.terminal, acted
         return later, ImaginedPath(obs, action, bonus, data.reward, alive)
 
-    start = starts, jnp.ones(len(starts), bool), each(key, starts)
-    keys = jax.random.split(jax.random.fold_in(key, 0), (horizon, 2))
+    start = starts, jnp.ones(len(starts), bool), jax.vmap(act)(keys[:-1], starts)
+    keys = jax.random.split(keys[-1], (horizon, 2))
     (obs, alive, (action, bonus)), steps = jax.lax.scan(step, start, keys)
     close = lambda xs, x: jnp.concatenate([xs, x[None]])
     return ImaginedPath(

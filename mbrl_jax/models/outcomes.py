@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from mbrl_jax.models import ensemble
 from mbrl_jax.types import Array, Env, Gaussian, Key, Metrics, Model, PyTree
@@ -49,7 +50,11 @@ def learned(
     env: Env, config: ensemble.Config
 ) -> tuple[Model, Callable[[Array, Array, Array], Outcome]]:
     """An ensemble for `env`, and its `outcome`.  It also learns reward and termination
-    where `config` says so, or where only the simulator knows them."""
+    where `config` says so, or where only the simulator knows them.
+
+    It sees discrete actions one-hot, and others within their limits, as the environment
+    does: a Gaussian policy, and a replay of what it did, goes beyond them.
+    """
     learn_reward = config.learn_reward or env.reward is None
     learn_terminal = config.learn_terminal or env.terminal is None
     config = dataclasses.replace(
@@ -57,23 +62,21 @@ def learned(
     )
     action_size = env.num_actions or env.action_size
     model = ensemble.make(env.obs_size, action_size, config)
-    if env.num_actions:
-        model = _of_discrete_actions(model, env.num_actions)
-    return model, decoder(env, learn_reward, learn_terminal)
 
-
-def _of_discrete_actions(model: Model, num_actions: int) -> Model:
-    """Of discrete actions: the model sees them one-hot."""
-    one_hot = lambda action: jax.nn.one_hot(action, num_actions)
+    def see(action: Array) -> Array:
+        if env.num_actions:
+            return jax.nn.one_hot(action, env.num_actions)
+        return jnp.clip(action, -env.action_limit, env.action_limit)
 
     def fit(key: Key, state: PyTree, data: PyTree) -> tuple[PyTree, Metrics]:
-        seen = data.data._replace(action=one_hot(data.data.action))
+        seen = data.data._replace(action=see(data.data.action))
         return model.fit(key, state, data._replace(data=seen))
 
     def predict(member: PyTree, obs: Array, action: Array) -> Gaussian:
-        return model.predict(member, obs, one_hot(action))
+        return model.predict(member, obs, see(action))
 
-    return model._replace(fit=fit, predict=predict)
+    seeing = model._replace(fit=fit, predict=predict)
+    return seeing, decoder(env, learn_reward, learn_terminal)
 
 
 def of_every_member(model: Model) -> Callable[[Any, Array, Array], Gaussian]:

@@ -123,6 +123,7 @@ def make(net: ActorCritic, config: Config) -> Learner:
         return State(agent, opt_state, critic_fitter.init(agent.critic))
 
     def update(key: Key, state: State, windows: Window) -> tuple[State, Metrics]:
+        critic_key, entropy_key = jax.random.split(key)
         rows, agent = rows_of(net, state.agent, windows, config)
         each = gradients(net, agent.actor, rows, config.baseline)
         gradient = jax.tree.map(lambda x: x.mean(axis=0), each)
@@ -132,14 +133,16 @@ def make(net: ActorCritic, config: Config) -> Learner:
         agent = agent._replace(actor=actor)
         state = state._replace(agent=agent, opt_state=opt_state)
         metrics = {
-            "policy/entropy": experience.entropy(net, key, rows.outputs, rows.valid),
+            "policy/entropy": experience.entropy(
+                net, entropy_key, rows.outputs, rows.valid
+            ),
             "policy/gradient_norm": estimate.norm(gradient),
             "policy/skipped_updates": opt_state.num_skipped,
         }
         if config.baseline != "value":
             return state, metrics
         critic, opt_state, error = critic_fitter.fit(
-            key, agent.critic, state.critic_opt_state, rows
+            critic_key, agent.critic, state.critic_opt_state, rows
         )
         agent = agent._replace(critic=critic)
         state = state._replace(agent=agent, critic_opt_state=opt_state)

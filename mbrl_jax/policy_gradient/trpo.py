@@ -53,6 +53,7 @@ def make(net: ActorCritic, config: Config) -> Learner:
         return State(agent, critic_fitter.init(agent.critic))
 
     def update(key: Key, state: State, windows: Window) -> tuple[State, Metrics]:
+        critic_key, entropy_key = jax.random.split(key)
         rows, agent = experience.gae_samples(
             net, state.agent, windows, config.discount, config.gae_lambda
         )
@@ -67,10 +68,12 @@ def make(net: ActorCritic, config: Config) -> Learner:
         )
         actor, num_tries, moved = search(surrogate, agent.actor, change)
         critic, opt_state, error = critic_fitter.fit(
-            key, agent.critic, state.opt_state, rows
+            critic_key, agent.critic, state.opt_state, rows
         )
         return State(agent._replace(actor=actor, critic=critic), opt_state), {
-            "policy/entropy": experience.entropy(net, key, rows.outputs, rows.valid),
+            "policy/entropy": experience.entropy(
+                net, entropy_key, rows.outputs, rows.valid
+            ),
             "policy/divergence": surrogate.divergence(actor),
             "policy/moved": moved.astype(error.dtype),
             "policy/tries": num_tries,

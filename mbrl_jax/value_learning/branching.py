@@ -101,7 +101,8 @@ def make(
         learn = lambda key, learned, model_state, batch: plain(key, learned, batch)
 
     def init(key: Key) -> tuple[PyTree, ModelState]:
-        learned, model_key = learner.init(key), jax.random.fold_in(key, 1)
+        learner_key, model_key = jax.random.split(key)
+        learned = learner.init(learner_key)
         imagined = replay.init(
             env.obs_size, env.action_size, capacity, discrete=env.num_actions > 0
         )
@@ -117,9 +118,9 @@ def make(
         data: Replay,
         env_steps: Array,
     ) -> tuple[ModelState, Metrics]:
-        watch_key, fit_key, draw_key, key = jax.random.split(key, 4)
+        watch_key, choose_key, fit_key, draw_key, key = jax.random.split(key, 5)
         watched = watch(watch_key, learned, model_state, data)
-        horizon = choose(watch_key, learned, model_state, data)
+        horizon = choose(choose_key, learned, model_state, data)
         fitted, metrics = model.fit(fit_key, model_state.model, data)
         now = length(config, env_steps)
         policy = learner.explore(learned)
@@ -144,10 +145,15 @@ def make(
     def update(
         key: Key, learned: PyTree, model_state: ModelState, data: Replay
     ) -> tuple[PyTree, Metrics]:
-        batch_key, key = jax.random.split(key)
+        real_key, key, imagined_key = jax.random.split(key, 3)
         newest = config.retain * config.num_rollouts * model_state.length
         batch = replay.mixed(
-            batch_key, data, model_state.imagined, batch_size, config.real_share, newest
+            (real_key, imagined_key),
+            data,
+            model_state.imagined,
+            batch_size,
+            config.real_share,
+            newest,
         )
         return learn(key, learned, model_state, batch)
 

@@ -48,7 +48,8 @@ def method(
     """Learns from real transitions, with targets that a model expands."""
 
     def init(key: Key) -> tuple[PyTree, ModelState]:
-        return learner.init(key), ModelState(model.init(jax.random.fold_in(key, 1)))
+        learner_key, model_key = jax.random.split(key)
+        return learner.init(learner_key), ModelState(model.init(model_key))
 
     def prepare(
         key: Key,

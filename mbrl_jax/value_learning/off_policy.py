@@ -70,7 +70,14 @@ class State(NamedTuple):
 
 
 def model_free(learner: Learner, batch_size: int) -> OffPolicyHooks:
-    """Learns from real transitions alone."""
+    """Learns from real transitions alone.
+
+    For the same key it starts with the networks of a method that has a model as well.
+    """
+
+    def init(key: Key) -> tuple[PyTree, tuple[()]]:
+        learner_key, _ = jax.random.split(key)
+        return learner.init(learner_key), ()
 
     def update(
         key: Key, state: PyTree, model_state: PyTree, data: Replay
@@ -80,7 +87,7 @@ def model_free(learner: Learner, batch_size: int) -> OffPolicyHooks:
         return learner.update(key, state, batch)
 
     return OffPolicyHooks(
-        init=lambda key: (learner.init(key), ()),
+        init=init,
         prepare=lambda key, state, model_state, data, env_steps: (model_state, {}),
         update=update,
         explore=learner.explore,

@@ -133,7 +133,8 @@ def make(env: Env, config: Config = Config()) -> ValueLearner:
         actor, actor_opt = parts.descend(
             optimizer, gradient, state.actor_opt, state.actor
         )
-        keys = jax.random.split(key, len(obs))
+        # the same draws as those of the actor's own objective
+        keys = jax.random.split(jax.random.clone(key), len(obs))
         _, log_prob = jax.vmap(partial(draw, state.actor))(keys, obs)
         entropy = -log_prob.mean()
         # Eq. (18), whose gradient is the entropy that is missing

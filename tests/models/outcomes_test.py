@@ -1,5 +1,7 @@
 """What is read from a prediction, and what is computed instead."""
 
+from unittest import mock
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 from mbrl_jax import replay
 from mbrl_jax.envs import cartpole, grid, point_mass
 from mbrl_jax.models import ensemble, outcomes
-from mbrl_jax.types import Array, Env, Transition
+from mbrl_jax.types import Array, Env, Model, Transition
 
 
 def known(
@@ -45,6 +47,29 @@ def test_a_known_reward_is_of_the_obs_the_action_and_the_prediction():
     obs, action = jnp.full(6, 0.1), jnp.full(2, 0.2)
     assert env.reward is not None
     assert known(env, False, False, y).reward == env.reward(obs, action, y)
+
+
+def test_actions_are_seen_within_their_limits():
+    """When it is fitted, and when it predicts."""
+    env, seen = point_mass.make(), []
+
+    def fit(key, state, data):
+        seen.append(data.data.action)
+        return state, {}
+
+    predict = lambda member, obs, action: action
+    stub = Model(lambda key: (), fit, lambda state: state, predict)
+    config = ensemble.Config(hidden_sizes=(4,))
+    with mock.patch.object(ensemble, "make", return_value=stub):
+        model, _ = outcomes.learned(env, config)
+    action = env.action_limit * jnp.array([[3.0, -0.5], [0.2, -7.0]])
+    within = env.action_limit * np.array([[1.0, -0.5], [0.2, -1.0]])
+    obs, flags = jnp.zeros((2, env.obs_size)), jnp.zeros(2, bool)
+    rows = Transition(obs, action, jnp.zeros(2), obs, flags, flags)
+    data = replay.init(env.obs_size, env.action_size, 2)
+    model.fit(jax.random.key(0), (), replay.insert(data, rows, ~flags))
+    np.testing.assert_allclose(seen[0], within)
+    np.testing.assert_allclose(model.predict((), obs[0], action[0]), within[0])
 
 
 def test_numbers_of_actions_are_shown_to_the_model_as_ones_and_zeros():
