@@ -121,11 +121,13 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
         acting = policies.switch(at_random, policies.uniform(env), policy(state))
         transitions, valid = episode(episode_key, env, acting)
         data = replay.insert(state.replay, transitions, valid)
-        fitted, metrics = model.fit(fit_key, state.model, data)
         imitating = state.num_steps >= num_before
-        keep = lambda new, old: jnp.where(imitating, old, new)
+        fit = lambda _: model.fit(fit_key, state.model, data)
+        shapes = jax.eval_shape(model.fit, fit_key, state.model, data)[1]
+        blank = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        fitted, metrics = loop.when(~imitating, fit, (state.model, blank))
         state = state._replace(
-            model=jax.tree.map(keep, fitted, state.model),
+            model=fitted,
             replay=data,
             env_steps=state.env_steps + valid.sum(dtype=jnp.int32),
         )
@@ -153,9 +155,6 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
         acting = learner.explore(state.learner)
         _, windows, ended, returns = gatherer.gather(act_key, acting, ())
         learned, metrics = learner.update(update_key, state.learner, windows)
-        # in other units of its observations the network would be another policy
-        agent = learned.agent._replace(obs=state.learner.agent.obs)
-        learned = learned._replace(agent=agent)
         count = windows.valid.sum(dtype=jnp.int32)
         state = state._replace(learner=learned, env_steps=state.env_steps + count)
         return state, {

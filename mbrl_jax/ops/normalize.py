@@ -1,10 +1,11 @@
 """Affine normalisation by statistics that a state carries."""
 
+import functools
 from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from mbrl_jax.types import Array, Gaussian
+from mbrl_jax.types import Array, Gaussian, Params
 
 
 class Statistics(NamedTuple):
@@ -66,6 +67,25 @@ def update(old: RunningStats, x: Array, valid: Array) -> RunningStats:
 def so_far(data: RunningStats) -> Statistics:
     """Mean and std; 0 and 1 without data, and a std of 1 where they are constant."""
     return _scaled(data.mean, jnp.sqrt(data.squares / jnp.maximum(data.number, 1)))
+
+
+def folded(
+    params: Params, layers: list[tuple[str, ...]], old: Statistics, new: Statistics
+) -> Params:
+    """The same function of inputs that `new` normalises in place of `old`.
+
+    `layers` are the paths of the linear layers that take the inputs, each with a kernel
+    [D, ...] and a bias.
+    """
+    scale, shift = new.std / old.std, (new.mean - old.mean) / old.std
+
+    def fold(tree: Params, path: tuple[str, ...]) -> Params:
+        if path:
+            return {**tree, path[0]: fold(tree[path[0]], path[1:])}
+        kernel, bias = tree["kernel"], tree["bias"]
+        return {"kernel": scale[:, None] * kernel, "bias": bias + shift @ kernel}
+
+    return functools.reduce(fold, layers, params)
 
 
 def _scaled(mean: Array, std: Array) -> Statistics:

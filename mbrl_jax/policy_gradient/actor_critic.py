@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from mbrl_jax import distributions
 from mbrl_jax.distributions import Family
 from mbrl_jax.ops import checks, normalize
+from mbrl_jax.ops.normalize import Statistics
 from mbrl_jax.types import Array, Env, Key, Learner, Metrics, Params, Policy, PyTree
 
 
@@ -45,6 +46,8 @@ class ActorCritic(NamedTuple):
     # (actor, memory, obs [O], normalised) -> (memory, outputs of the family [D])
     value: Callable[[Params, PyTree, Array], tuple[PyTree, Array]]
     # (critic, memory, obs [O], normalised) -> (memory, normalised value [])
+    renormalise: Callable[[tuple[Params, Params], Statistics, Statistics], PyTree]
+    # ((actor, critic), old, new) -> the same functions of obs normalised by `new`
 
 
 class Agent(NamedTuple):
@@ -111,7 +114,21 @@ def make(env: Env, config: Config) -> ActorCritic:
         memory, outputs = critic_net.apply(critic, memory, obs)
         return memory, outputs[0]
 
-    return ActorCritic(family, env.obs_size, init, start, act, value)
+    def renormalise(
+        params: tuple[Params, Params], old: Statistics, new: Statistics
+    ) -> tuple[Params, Params]:
+        (actor, critic), at = params, _first_layers(config)
+        net = normalize.folded(actor["net"], at, old, new)
+        return {**actor, "net": net}, normalize.folded(critic, at, old, new)
+
+    return ActorCritic(family, env.obs_size, init, start, act, value, renormalise)
+
+
+def _first_layers(config: Config) -> list[tuple[str, ...]]:
+    """Where a `_Net` keeps the weights of its inputs."""
+    if config.memory_size and not config.hidden_sizes:
+        return [("params", "GRUCell_0", gate) for gate in ("ir", "iz", "in")]
+    return [("params", "Dense_0")]
 
 
 def init(key: Key, net: ActorCritic) -> Agent:
@@ -142,10 +159,26 @@ def learner(
     init: Callable[[Key], PyTree],
     update: Callable[[Key, PyTree, PyTree], tuple[PyTree, Metrics]],
 ) -> Learner:
-    """Of states that have an `agent`: it samples while it explores."""
+    """Of states that have an `agent`: it samples while it explores.
+
+    Its statistics follow the observations, and its networks them, so that the policy
+    changes by what `update` did alone; but the first windows choose the units.
+    """
+
+    def in_new_units(
+        key: Key, state: PyTree, windows: PyTree
+    ) -> tuple[PyTree, Metrics]:
+        before, (state, metrics) = state.agent.obs, update(key, state, windows)
+        agent = state.agent
+        new = normalize.so_far(agent.obs)
+        pick = lambda old, new: jnp.where(before.number > 0, old, new)
+        old = jax.tree.map(pick, normalize.so_far(before), new)
+        actor, critic = net.renormalise((agent.actor, agent.critic), old, new)
+        return state._replace(agent=agent._replace(actor=actor, critic=critic)), metrics
+
     return Learner(
         init,
-        update,
+        in_new_units,
         lambda state: policy(net, state.agent, explore=True),
         lambda state: policy(net, state.agent, explore=False),
     )
@@ -174,7 +207,7 @@ def unroll(
     return jax.lax.scan(step, memory, (first, obs))[1]
 
 
-def normalise_obs(stats: normalize.Statistics, obs: Array) -> Array:
+def normalise_obs(stats: Statistics, obs: Array) -> Array:
     """Normalised; 0 in place of what is not finite, so that one never acts on that."""
     seen = (obs - stats.mean) / stats.std
     return jnp.where(jnp.isfinite(seen), seen, 0)

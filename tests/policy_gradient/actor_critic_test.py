@@ -1,6 +1,7 @@
 """Policy and critic: how they act, with and without a memory."""
 
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,10 @@ from mbrl_jax.types import Array, Key
 SMALL = Config(hidden_sizes=(8,))
 RECURRENT = Config(hidden_sizes=(8,), memory_size=5)
 BOTH = pytest.mark.parametrize("config", [SMALL, RECURRENT], ids=["plain", "recurrent"])
+
+
+class State(NamedTuple):
+    agent: Agent
 
 
 def make(name: str, config: Config) -> tuple[ActorCritic, Agent]:
@@ -189,3 +194,32 @@ def test_a_memory_is_of_what_came_before():
 def test_a_configuration_that_cannot_be(config: Config, fault: str):
     with pytest.raises(ValueError, match=fault):
         actor_critic.make(envs.make("point_mass"), config)
+
+
+@pytest.mark.parametrize("sizes", [(), (5,)])
+@pytest.mark.parametrize("memory_size", [0, 3])
+def test_the_networks_follow_the_statistics(sizes: tuple[int, ...], memory_size: int):
+    """What the agent does and values stays, but where the first choose the units."""
+    net, agent = make("point_mass", Config(sizes, memory_size))
+    rng, no_keys = np.random.default_rng(1), jax.random.key(0)
+    rows = jnp.asarray(3 + 2 * rng.normal(size=(40, 6)))
+
+    def update(key: Key, state: State, rows: Array) -> tuple[State, dict]:
+        stats = normalize.update(state.agent.obs, rows, jnp.ones(len(rows), bool))
+        return State(state.agent._replace(obs=stats)), {}
+
+    def outputs(agent: Agent) -> Array:
+        stats, memory, found = normalize.so_far(agent.obs), net.start(), []
+        for obs in np.random.default_rng(2).normal(size=(3, 6)):
+            seen = (obs - stats.mean) / stats.std
+            memory, output = net.act(agent.actor, memory, seen)
+            found += [output, net.value(agent.critic, net.start(), seen)[1][None]]
+        return jnp.concatenate(found)
+
+    learner = actor_critic.learner(net, lambda key: State(agent), update)
+    later = learner.update(no_keys, State(agent), rows)[0].agent
+    assert np.abs(later.obs.mean - agent.obs.mean).max() > 1
+    np.testing.assert_allclose(outputs(later), outputs(agent), atol=1e-5)
+    blank = agent._replace(obs=normalize.running_stats(6))
+    first = learner.update(no_keys, State(blank), rows)[0].agent
+    assert np.abs(outputs(first) - outputs(blank)).max() > 0.1

@@ -32,6 +32,7 @@ def stub() -> tuple[ActorCritic, Agent]:
         start=lambda: (),
         act=outputs,
         value=value,
+        renormalise=lambda params, old, new: params,
     )
     return net, actor_critic.init(jax.random.key(0), net)
 
