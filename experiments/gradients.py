@@ -217,7 +217,7 @@ def statistics(
     """Of one of the estimators, at each horizon."""
     own, true = found[name], [x.gradient for x in found[REFEREE]]
     over = lambda measure, *columns: np.array(
-        [float(measure(*x)) for x in zip(*columns, strict=True)]
+        [float(jax.jit(measure)(*x)) for x in zip(*columns, strict=True)]
     )
     own_gradients = [x.gradient for x in own]
     return {
@@ -226,7 +226,7 @@ def statistics(
         "signal_to_noise": over(estimate.signal_to_noise, own),
         "bias": over(estimate.bias, own_gradients, true),
         "num_non_finite": np.array([int(x.num_non_finite) for x in own]),
-        "mean_return": over(lambda x: x.mean_return, own),
+        "mean_return": np.array([float(x.mean_return) for x in own]),
         "cosine": {
             other: over(estimate.cosine, own_gradients, [x.gradient for x in theirs])
             for other, theirs in found.items()

@@ -24,6 +24,7 @@ Writes identification.json, in which null is infinite or unknown, and .png to --
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -149,7 +150,8 @@ def identify(
     """Fits `NUM_FITS` times, each time with the noise that the fit before has found."""
     data = identification.windows(obs, action, horizon)
     num_windows = len(data.obs)
-    kept = np.flatnonzero(jax.vmap(jax.vmap(system.holds))(data.obs).all(axis=1))
+    holds = jax.jit(jax.vmap(jax.vmap(system.holds)))(data.obs)
+    kept = np.flatnonzero(np.asarray(holds).all(axis=1))
     if not kept.size:
         raise ValueError(
             f"in all {num_windows} windows of {horizon} steps a joint is near its stop "
@@ -159,10 +161,11 @@ def identify(
     spread = data.obs.std(axis=(0, 1))
     noise = jnp.where(spread > 0, spread, 1.0)
     floor = 1e-9 * noise  # there may be no noise
-    fit = jax.jit(lambda scale: identification.fit(system, guess, data, scale))
+    # data and guess are arguments, so that a cache knows the program again
+    fit = jax.jit(partial(identification.fit, system))
     for _ in range(NUM_FITS):
         scale = jnp.maximum(noise, floor)
-        found = fit(scale)
+        found = fit(guess, data, scale)
         rms = jnp.sqrt((found.residuals**2).mean(axis=(0, 1)))
         noise = scale * rms * found.noise / jnp.sqrt((rms**2).mean())
     errors = found.residuals * scale[None, None]

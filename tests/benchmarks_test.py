@@ -3,6 +3,7 @@
 import ast
 import json
 import math
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -27,11 +28,12 @@ from benchmarks import (
 )
 from benchmarks.setting import Setting, env, forward_flop, gradient_flop, plan_flop
 from experiments.reports.statistics import Estimate
-from mbrl_jax import envs
+from mbrl_jax import envs, policies
 from mbrl_jax.algorithms import apg, pets
 from mbrl_jax.models import ensemble
 from mbrl_jax.networks import GaussianMLP
 from mbrl_jax.planners import mpc
+from mbrl_jax.types import Algorithm
 
 TINY = Setting(
     hidden_sizes=(8, 8),
@@ -124,10 +126,27 @@ def small_product(monkeypatch):
     monkeypatch.setattr(timing, "product", lambda: product)
 
 
+@pytest.fixture
+def light_pets(monkeypatch):
+    """What compiles at once in place of PETS, of which only the time is told.  Returns
+    the configurations and the lengths of episodes that were asked for."""
+    asked = []
+
+    def make(env, config):
+        asked.append((config, env.episode_length))
+        step = lambda key, state: (state + 1, {"env_steps": state})
+        policy = lambda state: policies.uniform(env)
+        return Algorithm(lambda key: jnp.zeros((), int), step, policy)
+
+    monkeypatch.setattr(seeds.pets, "make", make)
+    return asked
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MEASURES)
-def test_figures_are_positive_and_in_the_table(name):
+def test_figures_are_positive_and_in_the_table(name, light_pets):
     rows = MEASURES[name]()
+    assert {*light_pets} <= {(TINY_PETS, 4)}
     assert len({(row.topic, row.case) for row in rows}) == len(rows) > 0
     for row in rows:
         for value in (row.figure, row.wall, row.gflops, row.ratio):
@@ -207,16 +226,36 @@ def test_the_page_has_the_table_of_the_results_file():
     assert speed.with_table(page, results) == page
 
 
+SMALLER_FIRST_STEP = """
+import jax
+from benchmarks import first_step
+from mbrl_jax.types import Algorithm
+
+def make(env):
+    init = lambda key: jax.numpy.int32(0)
+    step = lambda key, state: (state + 1, {"model/num_epochs": state})
+    return Algorithm(init, step, lambda state: None)
+
+first_step.pets.make = make
+first_step.main([])
+"""
+
+
 @pytest.mark.slow
 def test_the_cache_spares_compiling(monkeypatch):
     """All that the first process compiled, the second has from it."""
-    found, first_step = [], compiling.first_step
+    found, first_step, run = [], compiling.first_step, subprocess.run
 
     def listened(cache):
         found.append(first_step(cache))
         return found[-1]
 
+    def smaller(command, **options):
+        assert command[1:] == ["-m", "benchmarks.first_step"]
+        return run([command[0], "-c", SMALLER_FIRST_STEP], **options)
+
     monkeypatch.setattr(compiling, "first_step", listened)
+    monkeypatch.setattr(compiling.subprocess, "run", smaller)
     cold, cached, memory = compiling.measure()
     assert found[0]["cache_hits"] == found[1]["cache_misses"] == 0
     assert found[0]["cache_misses"] == found[1]["cache_hits"] > 0

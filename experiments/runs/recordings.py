@@ -66,7 +66,7 @@ def record(
     """
     system = source.system._replace(parameters=source.parameters)
     start_key, action_key, noise_key = jax.random.split(key, 3)
-    starts = jax.vmap(source.start)(jax.random.split(start_key, shape[0]))
+    starts = jax.jit(jax.vmap(source.start))(jax.random.split(start_key, shape[0]))
     uniform = jax.random.uniform(action_key, (*shape, len(source.low)))
     low, high = (push * x[None, None] for x in (source.low, source.high))
     action = low + (high - low) * uniform

@@ -9,8 +9,9 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +28,22 @@ ROOT = Path(__file__).parents[2]
 STDS = "--grid=init_std=0.3,0.5"
 GRID = (STDS, "--grid", "horizon=3,2", "--num_seeds=2")
 NUM_STEPS = 4
+PROCESSES, MEASURED = launchers.local, programs._measured
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _in_this_process() -> Iterator[None]:
     """To start one takes longer than a program: `start` is for those that need it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(programs, "_measured", programs.measure)
+        patch.setattr(programs, "_measured", little)
         patch.setattr(launchers, "local", in_this_process)
         yield
+
+
+def little(record: programs.Record) -> programs.Needs:
+    """Of what can be and fits; to count them compiles the program once more."""
+    registry.assemble(record)
+    return programs.Needs(100 * len(run_folder.rows(record)), 10_000, alone=False)
 
 
 def in_this_process(
@@ -52,11 +60,21 @@ def in_this_process(
         yield job, reason
 
 
-def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
+LIGHT = """
+from experiments import sweep
+from experiments.runs import command_flags
+from tests.experiments import conftest
+
+conftest.mpc.make = conftest.light_mpc
+sweep.report_page.html = lambda *arguments: ""
+command_flags.command(sweep.main)
+"""
+
+
+def start(*command: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "experiments.sweep", *arguments],
+        [sys.executable, *command],
         cwd=ROOT,
-        env={**os.environ, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -176,15 +194,19 @@ def test_a_sweep_that_is_started_again_repeats_nothing(
 
 
 @pytest.mark.slow
-def test_a_sweep_is_extended(swept: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("light")
+def test_a_sweep_is_extended(tiny: str, tmp_path: Path) -> None:
     """By values and seeds, which are new runs, and by steps, with which all go on."""
-    folder = Path(shutil.copytree(swept, tmp_path / "longer"))
-    before = files(folder)
-    flags = ("--grid=horizon=4", "--num_seeds=4")
+    folder = tmp_path / "longer"
+    flags = (tiny, "--grid=horizon=3", "--eval_episodes=0")
+    sweep.main(["sweep", *flags, f"--sweep_dir={folder}"])
+    before, first = files(folder), lines_of(folder)
+    flags = ("--grid=horizon=4", "--num_seeds=2")
     sweep.main(["sweep", f"--sweep_dir={folder}", *flags])
     lines = lines_of(folder)
-    assert len(lines) == 2 * 3 * 4
-    assert lines.keys() > lines_of(swept).keys()
+    assert len(lines) == 2 * 2
+    assert lines.keys() > first.keys()
+    assert len(before) == 1
     assert before.items() <= files(folder).items()
     sweep.main(["sweep", f"--sweep_dir={folder}", "--num_steps=5"])
     assert lines_of(folder).keys() == lines.keys()
@@ -193,13 +215,18 @@ def test_a_sweep_is_extended(swept: Path, tmp_path: Path) -> None:
         assert (folder / path).read_bytes().startswith(text)
 
 
-def wait_for_steps(folder: Path, process: subprocess.Popen[str]) -> None:
+def wait_for_steps(folder: Path) -> None:
     """Until two more are done."""
     path = folder / "metrics.jsonl"
     count = lambda: path.read_bytes().count(b"\n") if path.exists() else 0
     before = count()
-    while count() < before + 2:
-        assert process.poll() is None, process.communicate()[0]
+    wait_for(lambda: count() >= before + 2)
+
+
+def wait_for(condition: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + 240
+    while not condition():
+        assert time.monotonic() < deadline
         time.sleep(0.01)
 
 
@@ -213,55 +240,88 @@ def workers(folder: Path) -> list[int]:
     return found
 
 
+@pytest.fixture
+def _processes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Programs are run and measured in processes, with one device as this one has: for
+    several the program is another, and rounds otherwise."""
+    one = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1"
+    monkeypatch.setenv("XLA_FLAGS", one)
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    monkeypatch.setattr(launchers, "local", PROCESSES)
+    monkeypatch.setattr(programs, "_measured", MEASURED)
+    # what measures need not import pytest, which is our main module
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)
+    monkeypatch.delattr(sys.modules["__main__"], "__file__", raising=False)
+    # only a sweep is to be ended by it
+    handler = signal.signal(signal.SIGTERM, lambda number, frame: None)
+    yield
+    signal.signal(signal.SIGTERM, handler)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("_processes")
 def test_a_sweep_outlives_its_worker_and_its_drivers(
-    tiny: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    flags = (tiny, STDS, "--num_seeds=2", "--num_steps=60", "--eval_every=20")
-    sweep.main(["sweep", *flags, f"--sweep_dir={tmp_path / 'whole'}"])
     folder = tmp_path / "killed"
     program = folder / "programs" / "000"
-    # As here: for several devices the program is another, and rounds otherwise.
-    one = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1"
+    flags = (tiny, STDS, "--num_seeds=2", "--num_steps=60", "--eval_every=20")
+    disturbed = []
 
-    # A worker that dies is started again.
-    first = start(*flags, f"--sweep_dir={folder}", XLA_FLAGS=one)
-    wait_for_steps(program, first)
-    (worker,) = workers(program)
-    os.kill(worker, signal.SIGKILL)
-    while not set(workers(program)) - {worker}:
-        assert first.poll() is None, first.communicate()[0]
-    wait_for_steps(program, first)
-    # A driver that is asked to stop stops its worker.
-    first.send_signal(signal.SIGTERM)
-    said = first.communicate()[0]
-    assert first.returncode != 0
+    def disturb() -> None:
+        try:
+            # A worker that dies is started again.
+            wait_for_steps(program)
+            (worker,) = workers(program)
+            os.kill(worker, signal.SIGKILL)
+            wait_for(lambda: {*workers(program)} - {worker})
+            wait_for_steps(program)
+            disturbed.append(worker)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    # A driver, which is this process, that is asked to stop stops its worker.
+    disturber = threading.Thread(target=disturb)
+    disturber.start()
+    with pytest.raises(KeyboardInterrupt):
+        sweep.main(["sweep", *flags, f"--sweep_dir={folder}"])
+    disturber.join()
+    assert disturbed
+    said = "".join(capsys.readouterr())
     assert "000: killed by signal 9" in said
     assert "again: 1 whose process died" in said
     assert said.splitlines()[-1].endswith(f"--sweep_dir={folder} goes on")
     assert not workers(program)
     assert run_folder.read_json(program / "status.json")["status"] == "stopped"
     # A driver that is killed leaves its worker, which is waited for and not doubled.
-    second = start(*flags, f"--sweep_dir={folder}", XLA_FLAGS=one)
-    wait_for_steps(program, second)
+    second = start("-m", "experiments.sweep", *flags, f"--sweep_dir={folder}")
+    wait_for_steps(program)
     second.kill()
     second.communicate()
     assert len(workers(program)) == 1
-    capsys.readouterr()
+    monkeypatch.setattr(launchers, "local", in_this_process)
     sweep.main(["sweep", f"--sweep_dir={folder}"])
     assert "4 of 4 runs are good" in capsys.readouterr().out
+    monkeypatch.setattr(programs, "_measured", little)
+    sweep.main(["sweep", *flags, f"--sweep_dir={tmp_path / 'whole'}"])
     assert_same(folder, tmp_path / "whole")
 
 
 @pytest.mark.slow
-def test_two_hosts_do_what_one_does(swept: Path, tiny: str, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("light")
+def test_two_hosts_do_what_one_does(tiny: str, tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    flags = (tiny, STDS, "--num_seeds=2", "--eval_episodes=0")
+    sweep.main(["sweep", *flags, f"--sweep_dir={tmp_path / 'one'}"])
     folder = tmp_path / "two"
     hosts = [
         start(
-            *(tiny, STDS, "--num_seeds=2", f"--sweep_dir={folder}"),
+            *("-c", LIGHT, *flags, f"--sweep_dir={folder}"),
             f"--coordinator=127.0.0.1:{port}",
             "--num_processes=2",
             f"--process_id={i}",
@@ -272,8 +332,8 @@ def test_two_hosts_do_what_one_does(swept: Path, tiny: str, tmp_path: Path) -> N
     assert [host.returncode for host in hosts] == [0, 0], outputs
     ran = programs.prepared(folder / "programs")
     assert [len(run_folder.rows(record)) for record in ran.values()] == [2] * 2
-    two, one = lines_of(folder), lines_of(swept)
-    assert len(two) == 4
+    two, one = lines_of(folder), lines_of(tmp_path / "one")
+    assert len(two) == len({line["curve_digest"] for line in two.values()}) == 4
     for name, line in two.items():
         for curve, points in line["curves"].items():
             np.testing.assert_allclose(
@@ -284,6 +344,7 @@ def test_two_hosts_do_what_one_does(swept: Path, tiny: str, tmp_path: Path) -> N
 def test_too_large_a_program_is_cut(
     tiny: str,
     tmp_path: Path,
+    request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -291,7 +352,7 @@ def test_too_large_a_program_is_cut(
     flags = ["sweep", tiny, STDS, "--num_seeds=2", f"--sweep_dir={folder}"]
     values, config = run.parse(flags, sweep.define)
     (record,), _ = sweep.programs_of(values, config, run.record_of(values, config))
-    (part,), needs = programs.fitting(record)
+    (part,), needs = programs.fitting(record, in_process=True)
     assert len(run_folder.rows(part)) == 4
     assert needs.taken > 4 * 6 * 100  # the observations of the episodes
 
@@ -300,6 +361,7 @@ def test_too_large_a_program_is_cut(
         return needs._replace(taken=needs.taken * len(run_folder.rows(record)) // 4)
 
     monkeypatch.setattr(programs, "_measured", measured)
+    request.getfixturevalue("light")
     with pytest.raises(ValueError, match=r"a run needs .* GB, a device has 0\.000 GB"):
         sweep.main([*flags, "--memory_gb=1e-9"])
     capsys.readouterr()
@@ -322,12 +384,8 @@ def test_too_large_a_program_is_cut(
     [(700, [7]), (699, [3, 4]), (399, [2, 2, 3]), (100, [1] * 7), (300, [3, 3])],
 )
 def test_parts_are_as_few_and_as_equal_as_can_be(
-    tiny: str, monkeypatch: pytest.MonkeyPatch, limit: int, sizes: list[int]
+    tiny: str, limit: int, sizes: list[int]
 ) -> None:
-    def measured(record: programs.Record) -> programs.Needs:
-        return programs.Needs(100 * len(run_folder.rows(record)), 10_000, alone=False)
-
-    monkeypatch.setattr(programs, "_measured", measured)
     record = run.record_of(*run.parse(["run", tiny, f"--num_seeds={sum(sizes)}"]))
     parts, needs = programs.fitting(record, limit)
     assert [len(run_folder.rows(part)) for part in parts] == sizes
@@ -337,17 +395,19 @@ def test_parts_are_as_few_and_as_equal_as_can_be(
     assert needs == (100 * max(sizes), limit, False)
 
 
+@pytest.mark.usefixtures("light")
 def test_random_search_and_population_based_training_run(
-    tiny: str, tmp_path: Path
+    tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(programs, "_measured", programs.measure)
     for search, more in (
         ("random", ["--num_samples=4"]),
         ("pbt", ["--population.num_members=4", "--population.exploit_every=2"]),
     ):
         folder = tmp_path / search
         sample = "--sample=init_std=0.1:1:log"
-        flags = [tiny, f"--search={search}", sample, *more, f"--sweep_dir={folder}"]
-        sweep.main(["sweep", *flags])
+        flags = [f"--search={search}", sample, *more, f"--sweep_dir={folder}"]
+        sweep.main(["sweep", tiny, "--eval_episodes=0", *flags])
     drawn = [
         line["hyperparameters"]["plan.init_std"]
         for line in lines_of(tmp_path / "random").values()

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -116,14 +117,31 @@ def damage(folder: Path) -> None:
 
 
 KEY = jax.random.key(3)
+TOY, LOOPS = toy(), {}
+build = train.build
+
+
+@pytest.fixture(autouse=True)
+def _compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of `TOY` share their loops: to compile one takes longer than all else."""
+
+    def known(key: Key, algorithm: Any, *arguments: Any, **options: Any) -> train.Loop:
+        if algorithm is not TOY:
+            return build(key, algorithm, *arguments, **options)
+        kind = repr((key.shape, arguments[1:], options))
+        if kind not in LOOPS:
+            LOOPS[kind] = build(key, algorithm, *arguments, **options)
+        return LOOPS[kind]
+
+    monkeypatch.setattr(train, "build", known)
 
 
 def go(
-    num_steps: int, key: Key = KEY, algorithm: Algorithm | None = None, **options: Any
+    num_steps: int, key: Key = KEY, algorithm: Algorithm = TOY, **options: Any
 ) -> train.Result:
     """A run; it is evaluated only where that is asked for."""
     options = {"eval_episodes": 0, **options}
-    return train.run(key, algorithm or toy(), toy_env(), num_steps, **options)
+    return train.run(key, algorithm, toy_env(), num_steps, **options)
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
@@ -359,12 +377,13 @@ for num_seeds in (8, 6, 3):
 def test_seeds_shard_over_devices_with_the_same_numbers() -> None:
     """Also where the devices do not divide the seeds, or are more."""
     code = SHARDED.format(folder=str(Path(__file__).parent))
+    several = "--xla_force_host_platform_device_count=4"
     output = subprocess.run(
         [sys.executable, "-c", code],
         env={
             "PYTHONPATH": ":".join(sys.path),
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+            "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {several}",
         },
         capture_output=True,
         text=True,

@@ -8,6 +8,7 @@ import statistics
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -75,11 +76,33 @@ def record(**config: Any) -> dict[str, Any]:
 
 
 SOURCE = SimpleNamespace(Config=Toy, make=make)
+LOOPS: dict[str, train.Loop] = {}
+loop_of = registry.Run.loop
+
+
+def compiled_once(run: registry.Run, eval_episodes: int = 5) -> train.Loop:
+    """The loop of a run of the toy; runs that are alike but for their hyperparameters
+    share what is compiled, which takes longer than all else in a search."""
+    config = {
+        name: value
+        for name, value in run.record["config"].items()
+        if name not in run.hyperparameters
+    }
+    kind = repr((run.env.name, config, run.key.shape, eval_episodes))
+    if kind not in LOOPS:
+        LOOPS[kind] = loop_of(run, eval_episodes)
+    loop: Any = LOOPS[kind]
+    return loop._replace(step=partial(loop.step.func, run.hyperparameters))
+
+
+def use_toy(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(registry, "module", lambda name: SOURCE)
+    patch.setattr(registry.Run, "loop", compiled_once)
 
 
 @pytest.fixture
 def toy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "module", lambda name: SOURCE)
+    use_toy(monkeypatch)
 
 
 X = {"x": Range(0.0, 1.0)}
@@ -192,10 +215,9 @@ def test_poor_trials_are_dropped_and_no_others(
 ) -> None:
     """By an own account of medians: returns are constant, 4 trials x 2 seeds a time."""
     stepped: list[int] = []
-    build = train.build
 
-    def counting(key: Key, *arguments: Any, **options: Any) -> train.Loop:
-        loop = build(key, *arguments, **options)
+    def counting(run: registry.Run, *arguments: Any) -> train.Loop:
+        loop = compiled_once(run, *arguments)
 
         def step(key: Key, i: int, state: Any) -> Any:
             stepped.append(len(key))
@@ -203,7 +225,7 @@ def test_poor_trials_are_dropped_and_no_others(
 
         return loop._replace(step=step)
 
-    monkeypatch.setattr(train, "build", counting)
+    monkeypatch.setattr(registry.Run, "loop", counting)
     found = find(tmp_path, num_trials=40)
     assert_consistent(tmp_path, found)
     complete: list[float] = []
@@ -257,7 +279,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished search in TWO.  Read only."""
     folder = tmp_path_factory.mktemp("searches") / "whole"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(registry, "module", lambda name: SOURCE)
+        use_toy(patch)
         find(folder, TWO)
     return folder
 
@@ -309,7 +331,7 @@ def test_an_interrupted_search_goes_on(
 
 def child(folder: Path) -> None:
     """A slow search of the toy, to be killed."""
-    registry.module = lambda name: SOURCE
+    use_toy(pytest.MonkeyPatch())
     add = ledger.add
 
     def slowly(path: Path, new: list[ledger.Line]) -> None:
@@ -336,19 +358,18 @@ module.child(pathlib.Path({str(killed)!r}))
 """
     own = os.environ["XLA_FLAGS"]
     devices = {"XLA_FLAGS": f"{own} --xla_force_host_platform_device_count=2"}
-    for num_ended in (1, 12):
-        process = subprocess.Popen(
-            [sys.executable, "-c", code],
-            cwd=Path(__file__).parents[3],
-            env={**os.environ, **devices},
-        )
-        path = killed / "ledger.jsonl"
-        while not path.exists() or len(book(killed)) < 2 * num_ended:
-            assert process.poll() is None
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        assert len(ended(killed)) < 32
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parents[3],
+        env={**os.environ, **devices},
+    )
+    path = killed / "ledger.jsonl"
+    while not path.exists() or len(book(killed)) < 2 * 12:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert len(ended(killed)) < 32
     found = find(killed, TWO, num_trials=32)
     assert found == expected
     assert_consistent(killed, found)
