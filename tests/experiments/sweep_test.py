@@ -328,7 +328,11 @@ def test_two_hosts_do_what_one_does(tiny: str, tmp_path: Path) -> None:
         )
         for i in range(2)
     ]
-    outputs = [host.communicate()[0] for host in hosts]
+    try:
+        outputs = [host.communicate(timeout=240)[0] for host in hosts]
+    finally:
+        for host in hosts:
+            host.kill()
     assert [host.returncode for host in hosts] == [0, 0], outputs
     ran = programs.prepared(folder / "programs")
     assert [len(run_folder.rows(record)) for record in ran.values()] == [2] * 2
