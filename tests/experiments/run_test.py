@@ -1,8 +1,6 @@
 """The command that trains: its folder, its faults, and what survives a kill."""
 
-import contextlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -281,10 +279,8 @@ def test_a_run_that_is_killed_and_stopped_ends_where_the_whole_one_ends(
     flags = (tiny, "--num_steps=60", "--eval_every=20")
     run.main(["run", *flags, f"--run_dir={tmp_path / 'whole'}"])
     folder, done = tmp_path / "stopped", 0
-    # what the first has compiled, however quickly, the second need not
-    more = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    for number in (signal.SIGKILL, signal.SIGTERM):
-        process = start(*flags, f"--run_dir={folder}", env={**os.environ, **more})
+    for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT):
+        process = start(*flags, f"--run_dir={folder}")
         wait_for_steps(process, folder, done + 3)
         process.send_signal(number)
         out, err = process.communicate()
@@ -312,35 +308,6 @@ def test_a_run_that_is_killed_and_stopped_ends_where_the_whole_one_ends(
     assert before == after
 
 
-@pytest.mark.usefixtures("light")
-def test_an_interrupt_stops_a_run_as_a_signal_to_end_does(
-    tiny: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    writer = metrics_log.writer
-
-    @contextlib.contextmanager
-    def interrupted(folder: Path) -> Iterator[Any]:
-        def log(step: int, metrics: Any) -> None:
-            logged(step, metrics)
-            if step == 2:
-                signal.raise_signal(signal.SIGINT)
-
-        with writer(folder) as logged:
-            yield log
-
-    monkeypatch.setattr(metrics_log, "writer", interrupted)
-    handler = signal.signal(signal.SIGINT, ignored := lambda number, frame: None)
-    run.main(["run", tiny, "--eval_episodes=0", f"--run_dir={tmp_path / 'run'}"])
-    assert signal.signal(signal.SIGINT, handler) is ignored
-    assert "stopped after step 2; to go on: " in capsys.readouterr().out
-    status = run_folder.read_json(tmp_path / "run" / "status.json")
-    assert (status["status"], status["step"]) == ("stopped", 2)
-    assert checkpoints.steps(tmp_path / "run" / "checkpoints")[-1] == 2
-
-
 def test_several_seeds_keep_their_axis_to_the_disk(
     tmp_path: Path, tiny: str, whole: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -357,7 +324,8 @@ def test_several_seeds_keep_their_axis_to_the_disk(
     capsys.readouterr()
     evaluate.main(["evaluate", f"--run_dir={folder}"])
     assert len(capsys.readouterr().out.splitlines()) == 6
-    render.main(["render", f"--run_dir={folder}", "--run=2"])
+    for which in (0, 2):
+        render.main(["render", f"--run_dir={folder}", f"--run={which}"])
     with pytest.raises(ValueError, match="there are 3"):
         render.main(["render", f"--run_dir={folder}", "--run=3"])
 
