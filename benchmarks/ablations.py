@@ -140,7 +140,7 @@ def keep_one(model: Model, state: PyTree) -> Propagate:
     """TS-infinity by way of the predictions of all members for each particle."""
     members = model.members(state)
 
-    def step(key: Key, obs: Array, action: Array) -> Array:
+    def step(key: Key, obs: Array, action: Array, alive: Array) -> Array:
         one = jax.vmap(model.predict, in_axes=(None, 0, None))
         every = jax.vmap(one, in_axes=(0, None, None))(members, obs, action)
         particle = jnp.arange(obs.shape[0])

@@ -131,8 +131,7 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
                 config.discount,
                 segment=config.segment,
             )
-            reset_key, key = jax.random.split(key)
-            states = jax.vmap(system.reset)(jax.random.split(reset_key, len(starts)))
+            states = closed_loop.states_at(system, starts)
             return pathwise.pathwise_mean(key, state.params, problem, states)
 
         keys = jax.random.split(key, num_members)

@@ -14,7 +14,7 @@ Gradients stop where a window begins.  Terminal states have the value 0; where a
 limit ends an episode, the critic stands for the rest.  Deviations: an episode ends with
 its window (no reset inside, the policy is not asked after its end); a window that is
 not finite is left out and counted; values are fitted in units of the std of the returns
-seen so far; every minibatch is drawn anew.
+seen so far, which both critics follow; the steps of a window are shuffled once.
 """
 
 import dataclasses
@@ -78,6 +78,7 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
     pathwise.check(env)
     network = policies.squashed(env, config.hidden_sizes, config.init_std)
     critic: Any = MLP(config.critic_sizes, 1, nn.elu)
+    last_layer = ("params", f"Dense_{len(config.critic_sizes)}")
     system = closed_loop.from_env(env)
     optimizer, critic_optimizer = (
         optimizers.clipped_adam(
@@ -129,16 +130,22 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
         )
         obs, returns, good = lambda_returns(samples, valid, value)
         seen = normalize.update(state.scale, returns[:, None], good)
+        new_scale = normalize.so_far(seen)
+        # the first returns choose the units of critics that know nothing yet
+        pick = lambda old, new: jnp.where(state.scale.number > 0, old, new)
+        old_scale = jax.tree.map(pick, scale, new_scale)
+        old, target = (
+            normalize.outputs_folded(params, last_layer, old_scale, new_scale)
+            for params in (state.critic, state.target)
+        )
         fitted, critic_opt_state, error = fit(
             fit_key,
-            (state.critic, state.critic_opt_state),
+            (old, state.critic_opt_state),
             jax.vmap(normalize.normalise, (None, 0))(stats, obs),
-            jax.vmap(normalize.normalise, (None, 0))(
-                normalize.so_far(seen), returns[:, None]
-            ),
+            jax.vmap(normalize.normalise, (None, 0))(new_scale, returns[:, None]),
             good,
         )
-        target = optax.incremental_update(fitted, state.target, 1 - config.target_decay)
+        target = optax.incremental_update(fitted, target, 1 - config.target_decay)
         return State(params, opt_state, fitted, target, critic_opt_state, seen, envs), {
             "gradient/norm": estimate.norm(gradient),
             "critic/mse": error,

@@ -11,7 +11,9 @@
 
 Where the model is wrong its members differ, and the weights fall back on the real step.
 `horizon` 0 with one critic is the learner itself.  Deviations: a member predicts the
-reward together with the next obs, so that M K targets are made, not M^2 K.
+reward together with the next obs, so that M K targets are made, not M^2 K; the critics
+learn from the same rows, and differ by their first weights alone, where the paper draws
+a batch for each.
 """
 
 import dataclasses

@@ -376,6 +376,11 @@ def _validate(env: Env, config: Config) -> None:
     checks.at_least(config, -1, "horizon")
     checks.at_least(config, 0, "saturation_cost")
     checks.at_least(config, 1, "num_updates", "batch_size")
+    if config.horizon == -1 and config.num_updates > 1:
+        raise ValueError(
+            f"num_updates is {config.num_updates}, must be 1 where horizon is -1: then "
+            "the policy learns from its latest episode, to which it must not adapt"
+        )
     checks.at_most(config, "horizon", "capacity")
     rates = ("learning_rate", "critic_learning_rate")
     checks.positive(config, *rates, "max_norm", "max_weight", "std")

@@ -139,6 +139,13 @@ def from_member(
     )
 
 
+def states_at(system: DynamicalSystem, obs: Array) -> Array:
+    """The states [N, D] of an imagined `system` that show `obs` [N, O]."""
+    blank = jax.eval_shape(system.reset, jax.random.key(0))
+    states = jnp.zeros((len(obs), *blank.shape), blank.dtype)
+    return states.at[:, : obs.shape[1]].set(obs)
+
+
 def _imagined(
     draw: Callable[[Key, Array, Array], Array],  # (key, obs, action) -> y [D]
     log_prob: Callable[[Array, Array, Array], Array],  # (obs, action, y) -> []

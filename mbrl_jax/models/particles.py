@@ -74,7 +74,7 @@ def _advance(
     action: Array,
 ) -> tuple[Futures, Array]:
     """One step later, and the rewards [P] on the way: none after an end."""
-    y = step(key, now.obs, action)  # [P, D]
+    y = step(key, now.obs, action, now.alive)  # [P, D]
     result = jax.vmap(decode, in_axes=(0, None, 0))(now.obs, action, y)
     later = Futures(result.next_obs, now.alive & ~result.terminal)
     return later, jnp.where(now.alive, result.reward, 0)

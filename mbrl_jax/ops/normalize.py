@@ -88,6 +88,25 @@ def folded(
     return functools.reduce(fold, layers, params)
 
 
+def outputs_folded(
+    params: Params, layer: tuple[str, ...], old: Statistics, new: Statistics
+) -> Params:
+    """The same function where `new` denormalises its outputs [D] in place of `old`.
+
+    `layer` is the path of the linear layer that gives them (van Hasselt et al., 2016,
+    "Learning values across many orders of magnitude", Prop. 1).
+    """
+    scale, shift = old.std / new.std, (old.mean - new.mean) / new.std
+
+    def fold(tree: Params, path: tuple[str, ...]) -> Params:
+        if path:
+            return {**tree, path[0]: fold(tree[path[0]], path[1:])}
+        kernel, bias = tree["kernel"], tree["bias"]
+        return {"kernel": kernel * scale[None], "bias": bias * scale + shift}
+
+    return fold(params, layer)
+
+
 def _scaled(mean: Array, std: Array) -> Statistics:
     """With a std of 1 in place of rounding errors."""
     floor = 1e-6 * jnp.maximum(jnp.abs(mean), 1e-2)

@@ -22,6 +22,9 @@ def mppi(
     Here T is `temperature` times the standard deviation of the returns, so that it has
     no unit.  The std stays.  A return that is not finite has weight 0; if all are such,
     the mean stays.
+
+    Deviation: without the control cost u' cov^-1 noise in the weights; what an action
+    costs is up to the reward.
     """
 
     def iteration(mean: Array, key: Key) -> tuple[Array, Array]:

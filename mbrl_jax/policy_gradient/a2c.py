@@ -3,8 +3,9 @@
     after each short window of all environments, one step along the gradient of
         log pi(a | s) A - value_weight (V - return)^2 + entropy_weight entropy
 
-With `gae_lambda` 1 returns are the longest the window allows (Sec. 4).  Observations
-and returns are normalised by running statistics; policy and critic share no weights.
+With `gae_lambda` 1 returns are the longest the window allows (Sec. 4).  Deviations:
+advantages are standardised in each window, observations and returns normalised by
+running statistics; policy and critic share no weights.
 """
 
 import dataclasses

@@ -4,7 +4,8 @@
     step Q(s, a) towards y
 
 For discrete actions; exploration takes a random one with probability `exploration`.
-Deviations: the target network moves a little at every update; the loss is the square.
+Deviations: the target network moves a little at every update; the loss is the square;
+the probability of a random action stays as it is from the first step to the last.
 """
 
 import dataclasses

@@ -180,13 +180,20 @@ def steve(
 
     found = jnp.moveaxis(jax.vmap(candidates)(members), 0, -1)
     target, weights = jax.vmap(weighed, in_axes=1)(found.reshape(*found.shape[:2], -1))
-    return Regression(batch.obs, batch.action, target, jnp.ones_like(target)), weights
+    usable = weights.sum(axis=1).round()  # 1, or 0 where nothing is known
+    return Regression(batch.obs, batch.action, target, usable), weights
 
 
 def weighed(candidates: Array) -> tuple[Array, Array]:
     """Of candidates [H + 1, N], N for each horizon: the mean of their means, [],
-    weighed by their inverse variances, and the weights [H + 1], which sum to 1."""
+    weighed by their inverse variances, and the weights [H + 1], which sum to 1.
+
+    A horizon with a candidate that is not finite has weight 0; if all are such, all are
+    0, and so is the mean.
+    """
+    good = jnp.isfinite(candidates).all(axis=1)
+    candidates = jnp.where(good[:, None], candidates, 0)
     mean, var = candidates.mean(axis=1), candidates.var(axis=1)
-    weights = 1 / (var + EPS)
-    weights = weights / weights.sum()
+    weights = jnp.where(good, 1 / (var + EPS), 0)
+    weights = weights / jnp.where(good.any(), weights.sum(), 1)
     return weights @ mean, weights

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import optax
 
 from mbrl_jax.networks import MLP
+from mbrl_jax.ops import finite
 from mbrl_jax.types import (
     Act,
     Array,
@@ -122,12 +123,13 @@ def critics(env: Env, hidden_sizes: tuple[int, ...], num_critics: int) -> Critic
 def error(apply: Callable[[Array, Array], Array], rows: Regression) -> Array:
     """The critics' squared errors, summed over the critics, mean over the rows; [].
 
-    `apply` gives [K] for (obs, action).
+    `apply` gives [K] for (obs, action).  Rows of weight 0 may hold anything.
     """
+    # before the networks, or their gradient would be NaN where it is not finite
+    rows = finite.zeroed(rows.weight == 0, rows)
     found = jax.vmap(apply)(rows.obs, rows.action)
     squares = jnp.square(found - rows.target[:, None]).sum(axis=1)
-    weighed = jnp.where(rows.weight > 0, rows.weight * squares, 0)
-    return weighed.sum() / rows.weight.sum()
+    return (rows.weight * squares).sum() / rows.weight.sum()
 
 
 def update(

@@ -15,7 +15,7 @@ RATES, H = np.array([1.0, 1.5, 2.0, -1.0]), 4
 ACTIONS = np.array([[0.5], [0.2], [-0.3], [1.0]])
 
 
-def step(key: Key, obs: Array, action: Array) -> Array:
+def step(key: Key, obs: Array, action: Array, alive: Array) -> Array:
     return obs * RATES[:, None] + action[None]
 
 
@@ -62,7 +62,7 @@ def test_what_follows_the_end_does_not_count_even_if_it_is_not_finite():
 
 
 def test_steps_have_keys_of_their_own():
-    draw = lambda key, obs, action: jax.random.normal(key, obs.shape)
+    draw = lambda key, obs, action, alive: jax.random.normal(key, obs.shape)
     decode = lambda obs, action, y: outcomes.Outcome(y, y[0], jnp.zeros((), bool))
     start, actions = jnp.zeros(1), jnp.zeros((H, 1))
     one = partial(particles.particle_returns, jax.random.key(0), draw, decode, start)

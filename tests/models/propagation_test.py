@@ -62,7 +62,7 @@ def run(name: str, key: Key, members: Linear, start: Array, actions: Array) -> A
 
     def advance(obs: Array, x: tuple[Key, Array]) -> tuple[Array, Array]:
         key, action = x
-        obs = step(key, obs, action)
+        obs = step(key, obs, action, jnp.ones(len(obs), bool))
         return obs, obs
 
     keys = jax.random.split(key, actions.shape[0])
@@ -293,3 +293,18 @@ def test_expectation_needs_but_one_particle():
     np.testing.assert_allclose(
         one[:, 0, 0], BIASES.mean() * np.array([1, 2]), rtol=1e-6
     )
+
+
+@pytest.mark.parametrize("name", ["moment_matching", "distribution_sampling"])
+def test_particles_that_have_ended_do_not_count(name: str):
+    """Wherever they are, and if they are nowhere."""
+    members = jax.tree.map(jnp.asarray, MEMBERS)
+    step = jax.jit(PROPAGATIONS[name](MODEL, members))
+    start = jnp.asarray(np.random.default_rng(0).normal(size=(3 * 8, 2)))
+    alive, key, action = np.arange(24) % 8 < 5, jax.random.key(0), jnp.ones(1)
+    without = step(key, start, action, alive)
+    for place in (1e3, jnp.nan):
+        moved = step(key, jnp.where(alive[:, None], start, place), action, alive)
+        np.testing.assert_array_equal(moved, without)
+    assert np.abs(step(key, start, action, alive | True) - without).max() > 0.01
+    assert np.isfinite(step(key, start, action, alive & False)).all()
