@@ -149,8 +149,7 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
         )
         logged: Any = _Logged(*transitions, log_prob)
         data = replay.insert(state.replay, logged, valid)
-        applied = data.data._replace(action=clip(data.data.action))
-        fitted, metrics = model.fit(fit_key, state.model, data._replace(data=applied))
+        fitted, metrics = model.fit(fit_key, state.model, data)
         rewards = normalize.statistics(data.data.reward[:, None], replay.valid(data))
         state = state._replace(
             model=fitted,

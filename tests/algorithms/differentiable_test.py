@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,8 +14,9 @@ from mbrl_jax import rollout
 from mbrl_jax.algorithms import apg, bptt, shac, svg
 from mbrl_jax.envs import probes, simulator
 from mbrl_jax.models import ensemble
-from mbrl_jax.ops import raster
-from mbrl_jax.types import Array, Env, EnvState, Policy
+from mbrl_jax.networks import MLP
+from mbrl_jax.ops import normalize, raster
+from mbrl_jax.types import Array, Env, EnvState, Gaussian, Model, Policy
 
 SMALL = ensemble.Config(num_members=2, hidden_sizes=(16,), num_epochs=30)
 QUICK = {
@@ -202,6 +204,7 @@ def test_no_gradient_is_an_error_before_anything_runs(name: str):
         ("svg", {"horizon": -2}, "horizon is -2"),
         ("svg", {"horizon": 300}, "horizon is 300, more than the 256 of capacity"),
         ("svg", {"discount": 1.0}, "discount is 1.0"),
+        ("svg", {"horizon": -1}, "num_updates is 20, must be 1 where horizon is -1"),
         (
             "svg",
             {"model": dataclasses.replace(SMALL, learn_terminal=True)},
@@ -213,3 +216,88 @@ def test_a_configuration_that_cannot_be(name: str, changes: dict, fault: str):
     config = dataclasses.replace(QUICK[name], **changes)
     with pytest.raises(ValueError, match=fault):
         MODULES[name].make(probes.probe4(), config)
+
+
+def bumped(tree: Any) -> Any:
+    return jax.tree.map(lambda x: x + 0.1, tree)
+
+
+def assert_same(a: Any, b: Any) -> None:
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_shac_climbs_its_target_critic_which_follows_the_critic():
+    """One update of two steps, of which nothing but the critic tells what they are for;
+    the target keeps `target_decay` of what it was, in the units of today."""
+    env, config = walk(), dataclasses.replace(QUICK["shac"], num_updates=1)
+
+    @jax.jit
+    def update(state: shac.State | None, decay: float) -> shac.State:
+        changed = dataclasses.replace(config, target_decay=decay)
+        algorithm, key = shac.make(env, changed), jax.random.key(0)
+        state = algorithm.init(key) if state is None else state
+        return algorithm.step(key, state)[0]
+
+    state = update(None, 0.2)
+    after = update(state, 0.2)
+    other = update(state._replace(critic=bumped(state.critic)), 0.2)
+    assert_same(other.params, after.params)
+    other = update(state._replace(target=bumped(state.target)), 0.2)
+    with pytest.raises(AssertionError):
+        assert_same(other.params, after.params)
+
+    def value(params: Any, scale: normalize.RunningStats) -> np.ndarray:
+        """Where the networks see -1, 0 and 1."""
+        critic, stats = MLP(config.critic_sizes, 1, nn.elu), normalize.so_far(scale)
+        found = critic.apply(params, jnp.array([[-1.0], [0.0], [1.0]]))
+        return np.asarray(found)[:, 0] * float(stats.std[0]) + float(stats.mean[0])
+
+    kept = update(state, 1.0)
+    assert kept.scale.number > state.scale.number
+    before = value(state.target, state.scale)
+    np.testing.assert_allclose(value(kept.target, kept.scale), before, atol=1e-5)
+    assert_same(update(state, 0.0).target, after.critic)
+    mix = lambda old, new: 0.2 * old + 0.8 * new
+    expected = jax.tree.map(mix, kept.target, after.critic)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), after.target, expected
+    )
+
+
+@pytest.mark.parametrize("horizon", [0, 1])
+def test_svg_climbs_its_critic(horizon: int):
+    """In an episode of one step that is no end, what follows is up to the critic."""
+    config = dataclasses.replace(
+        QUICK["svg"], horizon=horizon, num_updates=1, critic_learning_rate=1e-9
+    )
+    algorithm = svg.make(walk(), config)
+    step = jax.jit(lambda state: algorithm.step(jax.random.key(0), state)[0])
+    state = jax.jit(algorithm.init)(jax.random.key(0))
+    after = step(state)
+    assert_same(step(state._replace(target=bumped(state.target))).params, after.params)
+    other = step(state._replace(critic=bumped(state.critic)))
+    with pytest.raises(AssertionError):
+        assert_same(other.params, after.params)
+
+
+def test_bptt_goes_through_every_member(monkeypatch: pytest.MonkeyPatch):
+    """Of three members one is broken: a third of the rollouts."""
+
+    def stub(obs_size: int, action_size: int, config: Any) -> Model:
+        def predict(member: Array, obs: Array, action: Array) -> Gaussian:
+            mean = jnp.where(member == 1, jnp.nan, obs + action)
+            return Gaussian(mean, jnp.ones_like(obs))
+
+        fit = lambda key, state, data: (state, {})
+        return Model(lambda key: (), fit, lambda state: jnp.arange(3), predict)
+
+    monkeypatch.setattr(ensemble, "make", stub)
+    model = dataclasses.replace(SMALL, num_members=3, num_elites=3)
+    config = dataclasses.replace(
+        QUICK["bptt"], num_updates=2, num_rollouts=12, model=model
+    )
+    algorithm = bptt.make(walk(), config)
+    state = jax.jit(algorithm.init)(jax.random.key(0))
+    _, metrics = jax.jit(algorithm.step)(jax.random.key(0), state)
+    assert metrics["gradient/num_non_finite"] == 2 * 12 / 3
+    assert metrics["gradient/norm"] > 0

@@ -86,3 +86,29 @@ def test_running_statistics_keep_the_scale_1_of_a_constant_column():
         x = jnp.stack([jnp.full(5, value), jnp.arange(5.0)], axis=1)
         running = normalize.update(running, x, jnp.ones(5, bool))
     np.testing.assert_allclose(normalize.so_far(running).std, [1, 2**0.5], rtol=1e-6)
+
+
+def test_a_network_in_other_units_is_the_same_function():
+    """Two linear layers, the inputs and the outputs normalised."""
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape))
+    layer = lambda *shape: {"kernel": draw(*shape), "bias": draw(shape[1])}
+    units = lambda size: normalize.Statistics(draw(size), jnp.exp(draw(size)))
+    net = {"first": layer(3, 4), "last": {"deep": layer(4, 2)}}
+    old, new, out, new_out = units(3), units(3), units(2), units(2)
+
+    def of(net, stats, out_stats, x):
+        x = (
+            normalize.normalise(stats, x) @ net["first"]["kernel"]
+            + net["first"]["bias"]
+        )
+        last = net["last"]["deep"]
+        x = jnp.tanh(x) @ last["kernel"] + last["bias"]
+        return x * out_stats.std + out_stats.mean
+
+    x = draw(3)
+    folded = normalize.folded(net, [("first",)], old, new)
+    folded = normalize.outputs_folded(folded, ("last", "deep"), out, new_out)
+    expected = of(net, old, out, x)
+    np.testing.assert_allclose(of(folded, new, new_out, x), expected, rtol=1e-4)
+    assert jax.tree.structure(folded) == jax.tree.structure(net)

@@ -305,6 +305,21 @@ def test_candidates_that_agree_weigh_the_same():
     assert float(target) == pytest.approx(7)
 
 
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+def test_a_horizon_that_is_not_finite_weighs_nothing(bad: float):
+    candidates = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
+    spoiled = candidates.copy()
+    spoiled[3, 2] = bad
+    target, weights = jax.jit(expansion.weighed)(spoiled)
+    expected, others = expansion.weighed(candidates[:3])
+    assert float(target) == pytest.approx(float(expected), rel=1e-5)
+    np.testing.assert_allclose(weights, [*others, 0], rtol=1e-5)
+    spoiled[:, 0] = bad
+    target, weights = jax.jit(expansion.weighed)(spoiled)
+    assert target == 0
+    assert (weights == 0).all()
+
+
 # --- MAAC's objective.
 
 A, B = (jnp.asarray(x) for x in linear_quadratic.TWO_MASSES[:2])

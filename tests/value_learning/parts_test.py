@@ -132,6 +132,24 @@ def test_the_error_is_a_weighted_mean_over_rows_and_a_sum_over_critics():
     assert error_of(doubled) == pytest.approx(float(error), rel=1e-6)
 
 
+@pytest.mark.parametrize("bad", [np.inf, np.nan, 1e30])
+def test_a_row_that_weighs_nothing_has_no_gradient(bad: float):
+    """Whatever it holds."""
+    ones = np.ones((3, 2), np.float32)
+    rows = Regression(ones, ones[:, :1], ones[:, 0], np.array([1.0, 0.0, 1.0]))
+    spoiled = jax.tree.map(lambda x: x.copy(), rows)
+    for x in spoiled[:3]:
+        x[1] = bad
+
+    @jax.jit
+    def slope(rows: Regression) -> Array:
+        apply = lambda w, obs, action: jnp.array([jnp.sin(w * obs.sum()) + action[0]])
+        return jax.grad(lambda w: parts.error(partial(apply, w), rows))(0.7)
+
+    assert slope(rows) != 0
+    assert slope(spoiled) == slope(rows)
+
+
 def test_critics_see_actions_in_units_of_the_limit():
     """And are networks of their own."""
     env = point_mass.make()
