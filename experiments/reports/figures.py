@@ -14,6 +14,7 @@ from experiments.reports.statistics import Curve, Estimate
 
 NUM_POINTS = 50  # of a curve that is interpolated
 DASHES = {"solid": "-", "dashed": "--", "dotted": ":"}  # in CSS, in matplotlib
+MUCH_LONGER = 10  # so many times
 GRID = plots.STYLE["grid.color"]
 
 
@@ -25,7 +26,7 @@ class Look(NamedTuple):
 
 
 def looks(methods: Sequence[str]) -> dict[str, Look]:
-    """Different ones, as far as there are: 18."""
+    """Different ones, as far as there are: 24."""
     num, dashes = len(plots.COLOURS), list(DASHES)
     return {
         method: Look(i % num, dashes[i // num % len(dashes)])
@@ -51,10 +52,20 @@ def learning_curves(rows: Sequence[Row], look: Mapping[str, Look], name: str) ->
                 _band(axis, steps, training, how | pale, band=not evaluation)
             if (steps := grid(evaluation)) is not None:
                 _band(axis, steps, evaluation, how | {"marker": "o", "markersize": 4})
-        axis.set(xlabel="environment steps", ylabel="return of an episode")
-        axis.set_xlim(left=0)
+        curves = [results.curve(line) for row in rows for line in row.lines]
+        _steps_axis(axis, curves)
+        axis.set(ylabel="return of an episode")
 
     return _svg(draw, name, f"Learning curves in {rows[0].env}, {_finals(rows)}")
+
+
+def _steps_axis(axis: Any, curves: Sequence[Curve]) -> None:
+    """Logarithmic where some curves are much shorter than others."""
+    ends = [curve.steps[-1] for curve in curves if len(curve.steps)]
+    if max(ends) >= MUCH_LONGER * min(ends):
+        axis.set(xlabel="environment steps, logarithmic", xscale="log")
+    else:
+        axis.set(xlabel="environment steps", xlim=(0, None))
 
 
 def _finals(rows: Sequence[Row]) -> str:
@@ -84,8 +95,9 @@ def sample_efficiency(
             rng = np.random.default_rng(0)
             estimate = statistics.sample_efficiency(rng, tasks, steps)
             _draw(axis, steps, estimate, _how(look[method]))
-        axis.set(xlabel="environment steps", ylabel="IQM of normalised return")
-        axis.set_xlim(left=0)
+        every = [x for tasks in curves.values() for task in tasks for x in task]
+        _steps_axis(axis, every)
+        axis.set(ylabel="IQM of normalised return")
 
     return _svg(draw, name, "Sample efficiency: normalised return by environment steps")
 

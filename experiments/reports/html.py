@@ -4,20 +4,24 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import NamedTuple
 
+from experiments.reports import plots
 from experiments.reports.figures import Look
 
 # Whatever a ledger says, the page runs no script and loads nothing.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
+
+def declared(colours: Sequence[str]) -> str:
+    return " ".join(f"--c{i}: {colour};" for i, colour in enumerate(colours))
+
+
 CSS = """
 :root { color-scheme: light dark; --page: #fdfcfa; --ink: #2b3442; --pale: #67707e;
   --grid: #e4e2dc; --stripe: #f4f2ed; --link: #2c71b0; --mark: #9a4a07;
-  --markback: #fbead9; --c0: #2c71b0; --c1: #e87834; --c2: #3aa36e; --c3: #b04a7e;
-  --c4: #7a6cc4; --c5: #8a6d3b; }
+  --markback: #fbead9; LIGHT }
 @media screen and (prefers-color-scheme: dark) { :root { --page: #15191f;
   --ink: #dfe3e8; --pale: #98a2b0; --grid: #343b46; --stripe: #1c2129; --link: #74b0e8;
-  --mark: #f4b47f; --markback: #43301e; --c0: #5fa5e6; --c1: #f0935a; --c2: #55c48b;
-  --c3: #d873a6; --c4: #a294ee; --c5: #c2a064; } }
+  --mark: #f4b47f; --markback: #43301e; DARK } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 2rem clamp(1rem, 4vw, 3rem) 4rem; max-width: 88rem;
   background: var(--page); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
@@ -60,7 +64,7 @@ figcaption { font-size: .875rem; }
   .scroll { overflow: visible; border: 0; } table { font-size: 7pt; }
   th, td { white-space: normal; padding: .15rem .3rem; } .long { min-width: 0; }
   h2 { break-after: avoid; } tr, figure { break-inside: avoid; } }
-"""
+""".replace("LIGHT", declared(plots.COLOURS)).replace("DARK", declared(plots.ON_DARK))
 
 
 class Cell(NamedTuple):

@@ -19,6 +19,16 @@ COLOURS = (
     "#4fb3c8",
     "#c9a227",
 )
+ON_DARK = (  # the same, lighter
+    "#5fa5e6",
+    "#f0935a",
+    "#55c48b",
+    "#d873a6",
+    "#a294ee",
+    "#c2a064",
+    "#7ccfe1",
+    "#e0bd4e",
+)
 INK = "#2b3442"
 STYLE: Any = {
     "axes.axisbelow": True,

@@ -28,6 +28,7 @@ import contextlib
 import io
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import jax
@@ -90,7 +91,7 @@ def adapt(
     reward: Rule | None = None,
     terminal: Rule | None = None,
 ) -> Env:
-    """Any object with Brax's protocol.  Actions are expected to lie in [-1, 1].
+    """Any object with Brax's protocol, which gets actions clipped to [-1, 1].
 
     `obs_key` selects an entry where observations are a dict.  The state is terminal
     when the simulator says done, or when an observation is not finite.  Both functions
@@ -118,10 +119,13 @@ def adapt(
     def reset(key: Key) -> EnvState:
         return env_state(first(key), jnp.zeros((), jnp.int32))
 
+    clip = partial(jnp.clip, min=-1.0, max=1.0)
+    of_clipped = lambda rule: lambda obs, action, after: rule(obs, clip(action), after)
+
     def step(state: EnvState, action: Array) -> EnvState:
         sim = jax.tree.map(lambda x: x, state.sim)  # its dicts are written into
         with _lenient():
-            sim = brax_env.step(sim, jnp.asarray(action, state.obs.dtype))
+            sim = brax_env.step(sim, clip(jnp.asarray(action, state.obs.dtype)))
         return env_state(sim, state.time + 1)
 
     action_size = brax_env.action_size
@@ -135,8 +139,8 @@ def adapt(
         action_size=action_size,
         action_limit=1.0,
         episode_length=episode_length,
-        reward=reward,
-        terminal=terminal,
+        reward=reward and of_clipped(reward),
+        terminal=terminal and of_clipped(terminal),
         render=_renderer(brax_env),
     )
 

@@ -196,7 +196,7 @@ class State(NamedTuple):
 class Protocol:
     """As MuJoCo Playground's: dicts of observations, an `info` that is written into.
 
-    The position moves by the action; done between 2 and 3, NaN beyond.
+    The position moves by ten times the action; done between 2 and 3, NaN beyond.
     """
 
     action_size = 1
@@ -207,7 +207,7 @@ class Protocol:
 
     def step(self, state, action):
         state.info["steps"] += 1
-        state.info["position"] += action[0]
+        state.info["position"] += 10 * action[0]
         position = state.info["position"]
         obs = self.obs(state.info)
         done = jnp.where((position > 2) & (position < 3), 1.0, 0.0)
@@ -226,23 +226,40 @@ def test_any_object_with_the_protocol():
     assert first.sim.info["rng"].dtype == jnp.uint32  # can be checkpointed
     state, step = first, jax.jit(env.step)
     for time in (1, 2, 3):
-        state = step(state, jnp.array([0.1]))
+        state = step(state, jnp.array([0.01]))
         assert (state.time, state.reward) == (time, 1)
         assert (state.terminal, state.truncated) == (False, time == 3)
     assert step._cache_size() == 1
-    np.testing.assert_allclose(state.obs, first.obs + 0.3, rtol=1e-6)
-    env.step(first, jnp.array([0.1]))  # not jitted: a dict that is shared
+    np.testing.assert_allclose(state.obs, first.obs + 3 * 0.1, rtol=1e-6)
+    env.step(first, jnp.array([0.01]))  # not jitted: a dict that is shared
     assert first.sim.info["steps"] == 0
 
 
 @pytest.mark.parametrize(
-    ("action", "terminal"), [(0.5, False), (2.0, True), (9.0, True)]
+    ("action", "terminal"), [(0.05, False), (0.2, True), (0.9, True)]
 )
 def test_done_or_not_finite_is_terminal(action, terminal):
     env = brax.adapt(Protocol(), name="robot", obs_key="state", episode_length=1)
     state = env.step(env.reset(jax.random.key(1)), jnp.array([action]))
     assert (state.terminal, state.truncated) == (terminal, not terminal)
-    assert jnp.isnan(state.obs[0]) == (action == 9.0)
+    assert jnp.isnan(state.obs[0]) == (action == 0.9)
+
+
+def test_actions_are_clipped():
+    """Also those that the rules are about."""
+    rule = lambda obs, action, after: action[0]
+    env = brax.adapt(
+        Protocol(), name="robot", obs_key="state", reward=rule, terminal=rule
+    )
+    start = env.reset(jax.random.key(1))
+    for action, limit in [(7.0, 1.0), (-7.0, -1.0)]:
+        found, expected = (
+            env.step(start, jnp.array([x])).sim.info["position"]
+            for x in (action, limit)
+        )
+        assert found == expected == start.sim.info["position"] + 10 * limit
+        for known in (env.reward, env.terminal):
+            assert known(start.obs, jnp.array([action]), start.obs) == limit
 
 
 @pytest.mark.parametrize("obs_key", [None, "sate", "privileged"])

@@ -10,16 +10,18 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from PIL import Image
 
 from experiments import report
+from experiments.reports import figures, plots
+from experiments.reports import html as page_of
 from experiments.reports import page as report_page
-from experiments.reports import plots
 from experiments.reports import text as report_text
 from experiments.reports.results import Reference, rows
-from experiments.reports.statistics import Estimate
+from experiments.reports.statistics import Curve, Estimate
 from experiments.runs import command_flags
 
 Line = dict[str, Any]
@@ -240,6 +242,29 @@ def test_only_the_best_of_many_methods_are_drawn() -> None:
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH")
+def test_every_colour_of_the_figures_is_one_of_the_page() -> None:
+    """On light ground and on dark."""
+    looks = figures.looks([f"method{i}" for i in range(24)])
+    assert len(set(looks.values())) == 24
+    assert (
+        len(plots.COLOURS)
+        == len(plots.ON_DARK)
+        == 1 + max(look.colour for look in looks.values())
+    )
+    for i, (light, dark) in enumerate(zip(plots.COLOURS, plots.ON_DARK, strict=True)):
+        found = re.findall(rf"--c{i}: (#[0-9a-f]{{6}});", page_of.CSS)
+        assert found == [light, dark]
+
+
+@pytest.mark.parametrize("factor", [1, 9, 11])
+def test_steps_are_on_a_logarithmic_axis_where_budgets_differ(factor: int) -> None:
+    curves = [Curve(np.array([1.0, 10.0]) * x, np.zeros(2)) for x in (1, factor)]
+    _, axis = plt.subplots()
+    figures._steps_axis(axis, curves)
+    assert axis.get_xscale() == ("log" if factor == 11 else "linear")
+    plt.close()
+
+
 def test_a_browser_without_network_shows_it(tmp_path: Path, html: str) -> None:
     path = tmp_path / "report.html"
     path.write_text(html)
