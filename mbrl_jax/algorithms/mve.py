@@ -9,7 +9,9 @@
             step the policy up the critics, as the learner does
 
 The model improves the targets only: it gives no data.  `horizon` 0 is the learner
-itself.  The paper's learner is DDPG, `learner.name` td3 with one critic.
+itself.  The paper's learner is DDPG, `learner.name` td3 with one critic.  Deviations:
+the model is probabilistic, and fitted to all data now and then; the paper's predicts a
+mean, and takes a step of its own at every update.
 """
 
 import dataclasses
