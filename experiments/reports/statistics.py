@@ -3,8 +3,12 @@
 Scores are a list with an array per task, the returns of that task's runs [N]; N may
 differ between tasks.  Aggregates take such lists, with any leading axes, and reduce the
 runs; `bootstrap` gives each its 95 % interval by resampling runs within each task.
-Percentile intervals are too narrow for few runs: of normal returns, those of 3 runs
-cover 73 %, of 5 runs 89 %, of 10 runs 92 %.
+
+Plain percentiles are too narrow for few runs (of 5 normal returns they cover 89 %), so
+the tails left out are as thin as Student's t asks for (expanded percentiles:
+Hesterberg, 2015, arXiv 1411.5279, Sec. 5.3).  They cover 94 % of 5 normal returns, 98 %
+of 10, 96 % of 20, of exponential ones 93, 96 and 96 %; of 3 or 4, 74 or 88 %: no
+interval within what was seen can do better.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -69,7 +73,7 @@ def bootstrap(
     *sets: Scores,
     num_samples: int = NUM_SAMPLES,
 ) -> Estimate:
-    """`aggregate(*sets)` and its interval, by the stratified percentile bootstrap.
+    """`aggregate(*sets)` and its interval, by the stratified bootstrap.
 
     `aggregate` takes [..., N] to [...].  Raises ValueError if a task has no run, or if
     there is no task.
@@ -84,10 +88,19 @@ def bootstrap(
         return x[rng.integers(0, len(x), (num_samples, len(x)))]
 
     values = aggregate(*[[resample(x) for x in scores] for scores in sets])
+    tail = expanded_tail([len(x) for scores in sets for x in scores])
     # Not interpolated: between a number and inf there is nothing.
-    tails = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
-    low, high = np.quantile(values, tails, method="inverted_cdf")
+    low, high = np.quantile(values, [tail, 1 - tail], method="inverted_cdf")
     return Estimate(value, low, high)
+
+
+def expanded_tail(numbers: Sequence[int]) -> float:
+    """How much of the resamples to leave out on either side, for tasks with so many
+    runs: that which a normal has beyond Student's interval, wider by what the variance
+    of resamples lacks."""
+    least, freedom = min(numbers), sum(numbers) - len(numbers)
+    far = scipy.stats.t.isf((1 - LEVEL) / 2, freedom) * (least / (least - 1)) ** 0.5
+    return float(scipy.stats.norm.sf(far))
 
 
 def difference(rng: np.random.Generator, x: Scores, y: Scores) -> Estimate:
