@@ -2,7 +2,7 @@
 
     python -m benchmarks.returns                   # every preset, seeds 10 to 14
     python -m benchmarks.returns --presets=pets/pendulum
-    python -m benchmarks.returns --references      # random policy, true dynamics
+    python -m benchmarks.returns --references      # what these returns are next to
 
 The sweeps are in runs/returns, and go on where they were stopped.  Their lines are
 added to results/ledger.jsonl, from which `experiments.report` makes every table.
@@ -11,30 +11,35 @@ added to results/ledger.jsonl, from which `experiments.report` makes every table
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
+import numpy as np
 from absl import app, flags, logging
 
+from experiments import run
 from experiments.reports import results
-from experiments.runs import jax_settings, ledger, presets, run_folder
+from experiments.runs import jax_settings, ledger, presets, registry, run_folder
 from mbrl_jax import envs, policies, rollout
 from mbrl_jax.envs import simulator
 from mbrl_jax.planners import mpc
-from mbrl_jax.types import Env, Policy
+from mbrl_jax.types import Array, Env, Key, Policy
 
 ROOT = Path(__file__).parents[1]
 LEDGER = ROOT / "benchmarks" / "results" / "ledger.jsonl"
 SWEEPS = ROOT / "runs" / "returns"
 FIRST_SEED, NUM_SEEDS = 10, 5
-NUM_EPISODES = 20
+NUM_EPISODES = 200  # of a reference
+NUM_EVALUATED = 100  # at the end of a run, the same for all
+NUM_UNTRAINED = 20  # of each policy that has learned nothing
+PLANNED_AT_ONCE = 20  # episodes, since planning takes much memory
 BOUNDS = {  # where the true dynamics are not there to be planned on, or need not be
     "brax/inverted_pendulum": (200.0, "the most: 1 in every step"),
     "brax/reacher": (0.0, "a bound: no distance, no effort"),
     "cartpole": (500.0, "the most: 1 in every step"),
     "cartpole_no_velocity": (500.0, "the most: 1 in every step"),
-    "maze": (1.0, "the most: the goal"),
     "t_maze": (4.0, "the most: every turn right, no detour"),
     "gymnasium/Pendulum-v1": (0.0, "a bound: upright, at rest, no effort"),
 }
@@ -46,11 +51,12 @@ def main(argv: Sequence[str]) -> None:
     logging.set_verbosity(logging.WARNING)  # app.run makes jax chatty
     names = [tuple(name.split("/", 1)) for name in flags.FLAGS.presets]
     names = names or presets.names()
+    if flags.FLAGS.references:
+        for env in sorted({env for _, env in names}):
+            _add_reference(env, sorted(name for name, own in names if own == env))
+        return
     for algorithm, env in names:
-        if flags.FLAGS.references:
-            _add_reference(algorithm, env)
-        else:
-            _run(algorithm, env)
+        _run(algorithm, env)
 
 
 def _run(algorithm: str, env: str) -> None:
@@ -58,6 +64,7 @@ def _run(algorithm: str, env: str) -> None:
     command = [sys.executable, "-m", "experiments.sweep", "--preset"]
     command += [f"--algorithm={algorithm}", f"--env={env}", f"--sweep_dir={folder}"]
     command += [f"--seed={FIRST_SEED}", f"--num_seeds={NUM_SEEDS}", "--eval_every=0"]
+    command += [f"--eval_episodes={NUM_EVALUATED}"]
     subprocess.run(command, cwd=ROOT, check=True)
     lines = ledger.read(folder / "ledger.jsonl")
     for line in lines:
@@ -65,17 +72,28 @@ def _run(algorithm: str, env: str) -> None:
     ledger.add(LEDGER, lines)
 
 
-def _add_reference(algorithm: str, name: str) -> None:
-    """Returns of the random policy and, if known, of the best there is."""
-    settings = presets.load(algorithm, name)["settings"]
+def _add_reference(name: str, algorithms: Sequence[str]) -> None:
+    """Of an environment: acting at random, doing nothing (the first action, of discrete
+    ones), the policies of those algorithms before they learn, and the best known."""
+    record = presets.record(algorithms[0], name)
     env = envs.make(name)
-    if "episode_length" in settings:
-        env = simulator.time_limit(env, settings["episode_length"])
-    path = results.REFERENCES
-    found = json.loads(path.read_text()) if path.exists() else {}
-    best, best_is = BOUNDS.get(name, (None, ""))
-    if name in envs.names() and name not in BOUNDS:
-        horizon = settings.get("plan.horizon", mpc.Config().horizon)
+    if "episode_length" in record:
+        env = simulator.time_limit(env, record["episode_length"])
+    found: dict[str, Any] = {
+        "random": _evaluate(env, policies.uniform(env)),
+        "idle": _evaluate(env, policies.constant(env)),
+        "untrained": {
+            algorithm: _untrained(algorithm, name)
+            for algorithm in algorithms
+            if algorithm != "mpc"  # which learns nothing
+        },
+        "best": None,
+        "best_is": "",
+    }
+    if name in BOUNDS:
+        found["best"], found["best_is"] = BOUNDS[name]
+    elif not env.num_actions:
+        horizon = record["config"].get("plan.horizon", mpc.Config().horizon)
         planner = mpc.make(
             "icem",
             mpc.Config(horizon=horizon),
@@ -83,17 +101,39 @@ def _add_reference(algorithm: str, name: str) -> None:
             env.action_limit,
             lambda key, env_state: rollout.simulation(env, env_state),
         )
-        best = _evaluate(simulator.observe_all(env), planner)
-        best_is = f"iCEM on the true dynamics, {horizon} steps ahead"
-    random = _evaluate(env, policies.uniform(env))
-    found[name] = {"random": random, "best": best, "best_is": best_is}
-    run_folder.write_json(path, found)
-    print(name, found[name], flush=True)
+        found["best"] = _evaluate(simulator.observe_all(env), planner)
+        found["best_is"] = f"iCEM on the true dynamics, {horizon} steps ahead"
+    path = results.REFERENCES
+    every = json.loads(path.read_text()) if path.exists() else {}
+    run_folder.write_json(path, {**every, name: found})
+    print(name, found, flush=True)
 
 
-def _evaluate(env: Env, policy: Policy) -> float:
-    run = jax.jit(lambda key: rollout.evaluate(key, env, policy, NUM_EPISODES)[0])
-    return round(float(run(jax.random.key(1_000_000))["eval/return_mean"]), 2)
+def _untrained(algorithm: str, env: str) -> dict[str, float]:
+    values, config = run.parse(
+        ["run", f"--algorithm={algorithm}", f"--env={env}", "--preset"]
+    )
+    made = registry.assemble(run.record_of(values, config))
+    method = made.algorithm({})
+    state = jax.jit(method.init)(jax.random.key(0))
+    return _evaluate(made.env, lambda: method.policy(state), NUM_UNTRAINED)
+
+
+def _evaluate(
+    env: Env, policy: Policy | Callable[[], Policy], number: int = NUM_EPISODES
+) -> dict[str, float]:
+    """The return of an episode, its standard error, and its steps."""
+
+    def batch(key: Key) -> tuple[Array, Array]:
+        acting = policy if isinstance(policy, Policy) else policy()
+        _, episodes = rollout.evaluate(key, env, acting, min(number, PLANNED_AT_ONCE))
+        return episodes.transitions.reward.sum(axis=1), episodes.valid.sum(axis=1)
+
+    keys = jax.random.split(jax.random.key(1_000_000), -(-number // PLANNED_AT_ONCE))
+    returns, steps = map(np.ravel, jax.jit(lambda: jax.lax.map(batch, keys))())
+    error = returns.std(ddof=1) / len(returns) ** 0.5
+    figures = {"return": returns.mean(), "error": error, "steps": steps.mean()}
+    return {name: round(float(x), 2) for name, x in figures.items()}
 
 
 if __name__ == "__main__":

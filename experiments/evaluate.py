@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> None:
 
 def evaluate(run: registry.Run, seed: int | None, num_episodes: int) -> dict[str, Any]:
     """The metrics of `rollout.evaluate`, each [] or [S]."""
-    key = run.key if seed is None else train.seeds(seed, max(1, run.key.size))
+    key = train.evaluation(run.key, train.EVALUATION_SEED if seed is None else seed)
     return jax.device_get(run.loop(num_episodes).evaluate(key, run.step, run.state)[0])
 
 

@@ -91,12 +91,12 @@ def cells(row: Row) -> list[str]:
 
 
 def _passed(row: Row) -> str:
-    """How many runs reached the criterion of their preset, if they are of one."""
+    """How many runs reached the criterion, if they are of a preset."""
     pair = (row.lines[0]["algorithm"], row.env)
     found = presets.found(*pair, row.lines) if pair in presets.names() else []
     if not found:
         return NOTHING
-    num = sum(presets.passes(presets.load(*pair), line) for line in found)
+    num = sum(presets.passes(row.env, line) for line in found)
     return f"{num} of {len(found)}"
 
 

@@ -88,6 +88,12 @@ def uniform(env: Env) -> Policy:
     return Policy(lambda: (), act)
 
 
+def constant(env: Env) -> Policy:
+    """Does nothing: the action 0 always, of discrete ones the first."""
+    action = jnp.zeros((), jnp.int32) if env.num_actions else jnp.zeros(env.action_size)
+    return Policy(lambda: (), lambda key, obs, memory: (action, memory))
+
+
 def switch(first: Array, a: Policy, b: Policy) -> Policy:
     """`a` where the scalar `first` is true, else `b`.  One branch is executed, but for
     a batched `first`, where both are."""

@@ -31,6 +31,16 @@ def test_uniform_among_discrete_actions():
     np.testing.assert_allclose(counts, 500, atol=5 * 500**0.5)
 
 
+def test_who_does_nothing_does_it_in_the_shape_of_an_action():
+    for env, shape, kind in [
+        (point_mass.make(), (2,), jnp.float32),
+        (grid.gridworld(), (), jnp.int32),
+    ]:
+        policy = policies.constant(env)
+        action, _ = policy.act(jax.random.key(0), jnp.ones(env.obs_size), policy.init())
+        assert (action.shape, action.dtype, action.any()) == (shape, kind, False)
+
+
 def counting(step: int) -> Policy:
     def act(key: Key, obs: Array, memory: PyTree) -> tuple[Array, PyTree]:
         return memory.astype(float)[None], memory + step

@@ -1,7 +1,8 @@
 """Ledger lines as results: which runs belong together, and what they reached.
 
 A method is an algorithm with its settings.  References, for normalised returns, are
-JSON: {environment: {"random": 1.0, "best": 9.0, "best_is": "what that is"}}.
+JSON: {environment: {"random": 1.0, "best": 9.0, "best_is": "what that is"}}; a return
+may also be {"return": 1.0} with more beside it.
 """
 
 import math
@@ -190,12 +191,17 @@ def read_references(path: Path | None) -> dict[str, Reference]:
     return {env: _reference(file, env, entry) for env, entry in entries.items()}
 
 
+def _return(measured: Any) -> float:
+    return float(measured["return"] if isinstance(measured, dict) else measured)
+
+
 def _reference(file: Path, env: str, entry: Any) -> Reference:
     try:
         best = entry.get("best")
-        best = None if best is None else float(best)
         reference = Reference(
-            float(entry["random"]), best, str(entry.get("best_is") or "not described")
+            _return(entry["random"]),
+            None if best is None else _return(best),
+            str(entry.get("best_is") or "not described"),
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{file}: {env} is no reference: {error!r}") from error

@@ -6,7 +6,8 @@
     hyperparameters     those that are not the algorithm's defaults
     config              all hyperparameters, as the algorithm had them then
     config_digest       of all that, without the seed
-    return              of the last evaluation, or else of the last episode
+    return, steps       of the last evaluation, or else of the last episode
+    error               standard error of that return over the episodes evaluated
     env_steps           real transitions
     curves              "episode/return" and "eval/return_mean", each with the lists
                         env_steps and return; at most 100 points
@@ -168,7 +169,7 @@ def line(
         "config": about["config"],
         **{name: about[name] for name in ("population",) if name in about},
         "config_digest": config_digest(record, row),
-        **_results(steps),
+        **_results(steps, record["eval_episodes"]),
         "wall_seconds": sum(step.get(name, 0.0) for step in steps for name in clocks),
         "compile_seconds": sum(step.get("compile/seconds", 0.0) for step in steps),
         "num_runs": len(run_folder.rows(record)),
@@ -214,7 +215,7 @@ def _about(
     return about, seed
 
 
-def _results(steps: Sequence[Line]) -> Line:
+def _results(steps: Sequence[Line], num_episodes: int) -> Line:
     curves = {}
     for name in CURVES:
         there = [step for step in steps if name in step]
@@ -224,8 +225,14 @@ def _results(steps: Sequence[Line]) -> Line:
         }
     trained, evaluated = (curves[name]["return"] for name in CURVES)
     returns = evaluated or trained
+    length = "eval/length_mean" if evaluated else "episode/length"
+    lengths = [step[length] for step in steps if length in step]
+    spreads = [step["eval/return_std"] for step in steps if "eval/return_std" in step]
+    known = spreads and spreads[-1] is not None and num_episodes > 1
     return {
         "return": returns[-1] if returns else None,
+        "steps": lengths[-1] if lengths else None,
+        "error": spreads[-1] / (num_episodes - 1) ** 0.5 if known else None,
         "env_steps": steps[-1]["env_steps"] if steps else 0,
         "curves": {name: _thinned(curve) for name, curve in curves.items()},
         "curve_digest": digest(curves),

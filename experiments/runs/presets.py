@@ -4,12 +4,14 @@ A file each, `presets/<algorithm>/<environment>.json`, with - for / in the name:
 
     settings    of the run and hyperparameters, named as flags; the rest is at default
     chosen_on   the seeds that they were chosen on
-    criterion   what a run has to reach: `at_least` of a `measure`, and `why`
 
-What they reached on other seeds is in the ledger, and in docs/presets.md.
+What a run has to reach is the same for all in an environment, in presets/criteria.json:
+`at_least` or `at_most` of a `measure` (the return of an episode, or its steps), and
+`why`.  What they reached on other seeds is in the ledger, and in docs/presets.md.
 """
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -75,19 +77,24 @@ def found(algorithm: str, env: str, lines: Iterable[ledger.Line]) -> list[ledger
     return list({line["seed"]: line for line in lines if same(line)}.values())
 
 
-def passes(preset: Preset, line: ledger.Line) -> bool:
-    """Whether a run reached the criterion of its preset."""
-    criterion = preset["criterion"]
-    returns = line["curves"]["episode/return"]["return"]
-    measures = {
-        "return": lambda: line["return"],
-        "best episode": lambda: max(returns),
-        "worst of the last 3 episodes": lambda: min(returns[-3:]),
-    }
-    return measures[criterion["measure"]]() >= criterion["at_least"]
+def criteria() -> dict[str, dict[str, Any]]:
+    """What a run has to reach, by environment."""
+    return run_folder.read_json(FOLDER / "criteria.json")
 
 
-def criterion(preset: Preset) -> str:
+def passes(env: str, measured: Mapping[str, float | None]) -> bool:
+    """Whether the `return` and the `steps` of an episode, of a run's ledger line for
+    example, meet the criterion of the environment."""
+    criterion = criteria()[env]
+    x = measured.get(criterion["measure"])
+    if x is None:
+        return False
+    at_least = criterion.get("at_least", -math.inf)
+    return at_least <= x <= criterion.get("at_most", math.inf)
+
+
+def criterion(env: str) -> str:
     """The criterion in words."""
-    said = preset["criterion"]
-    return f"{said['measure']} at least {said['at_least']:g}: {said['why']}"
+    said = criteria()[env]
+    bound = next(name for name in ("at_least", "at_most") if name in said)
+    return f"{said['measure']} {bound.replace('_', ' ')} {said[bound]:g}: {said['why']}"

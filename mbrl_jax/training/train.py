@@ -5,7 +5,8 @@
         state, metrics = step(key, i, state)
 
 What is random in iteration i depends on the run's key and on i only, so a run that was
-interrupted and resumed ends where an uninterrupted one ends.  With keys [S], and float
+interrupted and resumed ends where an uninterrupted one ends.  Evaluations are the same
+episodes every time, whatever the key.  With keys [S], and float
 hyperparameters [S], many runs are one program, sharded over the devices.
 """
 
@@ -25,6 +26,7 @@ from mbrl_jax import rollout
 from mbrl_jax.training import checkpoints
 from mbrl_jax.types import Algorithm, Array, Env, Key, Metrics, PyTree
 
+EVALUATION_SEED = 2**31 - 1  # of the episodes, the same for all methods and seeds
 Log = Callable[[int, dict[str, Any]], None]  # (steps done, metrics on the host)
 
 
@@ -53,6 +55,13 @@ def seeds(seed: int, num_seeds: int = 1) -> Key:
     return jax.vmap(jax.random.key)(seed + jnp.arange(num_seeds))
 
 
+def evaluation(key: Key, seed: int = EVALUATION_SEED) -> Key:
+    """What runs of `key` are evaluated with, [] or [S]: the same for each, so that what
+    differs is what was learned, not where episodes start."""
+    one = jax.random.key(seed)
+    return jax.vmap(lambda _: one)(key) if key.ndim else one
+
+
 def build(
     key: Key,
     algorithm: Algorithm | Callable[[PyTree], Algorithm],
@@ -79,19 +88,18 @@ def build(
         make, hyperparameters = lambda nothing: algorithm, ()
 
     def init(varied: PyTree, key: Key, i: Array, state: PyTree) -> PyTree:
-        return make(varied).init(jax.random.split(key, 3)[0])
+        return make(varied).init(jax.random.split(key)[0])
 
     def step(
         varied: PyTree, key: Key, i: Array, state: PyTree
     ) -> tuple[PyTree, Metrics]:
-        key = jax.random.fold_in(jax.random.split(key, 3)[1], i)
+        key = jax.random.fold_in(jax.random.split(key)[1], i)
         state, metrics = make(varied).step(key, state)
         return state, {**metrics, "state/non_finite": _num_non_finite(state)}
 
     def evaluate(
         varied: PyTree, key: Key, i: Array, state: PyTree
     ) -> tuple[Metrics, rollout.Episode]:
-        key = jax.random.fold_in(jax.random.split(key, 3)[2], i)
         return rollout.evaluate(key, env, make(varied).policy(state), eval_episodes)
 
     jit: Any = jax.jit
@@ -179,8 +187,8 @@ def run(
         last, bad = step == num_steps, record["state/non_finite"] > 0
         if eval_episodes and (last or _due(step, eval_every)) and not bad.all():
             clock = time.perf_counter()
-            evaluation, episodes = loop.evaluate(key, step, state)
-            record |= {**jax.device_get(evaluation), "time/evaluate": _since(clock)}
+            found, episodes = loop.evaluate(evaluation(key), step, state)
+            record |= {**jax.device_get(found), "time/evaluate": _since(clock)}
         log(step, record)
         if bad.all():
             raise FloatingPointError(_diagnosis(step, state, folder))
@@ -193,7 +201,7 @@ def run(
         if stop:
             return Result(state, step, episodes)
     if eval_episodes and episodes is None:  # nothing was left to do
-        _, episodes = loop.evaluate(key, step, state)
+        _, episodes = loop.evaluate(evaluation(key), step, state)
     return Result(state, step, episodes)
 
 

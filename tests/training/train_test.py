@@ -199,6 +199,12 @@ def test_seeds_together_equal_seeds_alone() -> None:
     assert lines[4]["eval/return_mean"].shape == (3,)
     assert together.episodes.valid.shape == (3, 5, ENV_LENGTH)
     assert len(set(lines[4]["train/sum"].tolist())) == 3
+    # all start where the others do, but where the episodes of one do differ
+    starts = np.asarray(together.episodes.transitions.obs[:, :, 0])  # [S, E, O]
+    np.testing.assert_array_equal(starts, np.broadcast_to(starts[:1], starts.shape))
+    assert len(np.unique(starts[0], axis=0)) == 5
+    other = go(2, jax.random.key(77), eval_episodes=5).episodes
+    np.testing.assert_array_equal(other.transitions.obs[:, 0], starts[0])
 
 
 def test_host_environments_take_one_seed() -> None:

@@ -19,7 +19,7 @@ RECORD: dict[str, Any] = {
     "num_seeds": 2,
     "num_steps": 4,
     "eval_every": 2,
-    "eval_episodes": 1,
+    "eval_episodes": 4,
     "checkpoint_every": 1,
     "config": {"plan.horizon": 7, "model.learning_rate": 1e-3},
     "devices": ["cpu", "cpu"],
@@ -79,8 +79,15 @@ def test_a_line_says_what_the_run_was() -> None:
     steps = [
         step(1),
         step(2, **{"eval/return_mean": 20.0, "time/evaluate": 1.0}),
-        step(3),
-        step(4, **{"eval/return_mean": 40.0}),
+        step(3, **{"episode/length": 7.0}),
+        step(
+            4,
+            **{
+                "eval/return_mean": 40.0,
+                "eval/length_mean": 8.5,
+                "eval/return_std": 6.0,
+            },
+        ),
     ]
     row = {"seed": 5, "model.learning_rate": 0.25}
     line = ledger.line(RECORD, row, steps, STATUS, Path("a"))
@@ -90,7 +97,11 @@ def test_a_line_says_what_the_run_was() -> None:
         "plan.horizon": 7,
         "model.learning_rate": 0.25,
     }
-    assert (line["return"], line["env_steps"]) == (40.0, 400)
+    assert (line["return"], line["steps"], line["env_steps"]) == (40.0, 8.5, 400)
+    assert line["error"] == pytest.approx(6 / 3**0.5)  # of four episodes
+    trained = ledger.line(RECORD, row, [steps[0], steps[2]], STATUS, Path("a"))
+    assert (trained["return"], trained["steps"]) == (3.0, 7.0)
+    assert trained["error"] is None
     assert (line["wall_seconds"], line["compile_seconds"]) == (9.0, 2.0)
     assert (line["num_runs"], line["device"], line["commit"]) == (2, "cpu", "abc")
     assert line["curves"] == {

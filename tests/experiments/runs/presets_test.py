@@ -1,5 +1,6 @@
 """Presets: complete, possible, and as good as their page says."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,40 @@ def test_a_preset_is_a_run_that_can_be(name: tuple[str, str]) -> None:
     said = {**record, **record["config"]}
     assert {x: said[x] for x in preset["settings"]} == preset["settings"]
     assert registry.assemble(record).env.name
-    line = {"return": 1e9, "curves": {"episode/return": {"return": [1e9] * 3}}}
-    assert presets.passes(preset, line)
-    line = {"return": -1e9, "curves": {"episode/return": {"return": [-1e9] * 3}}}
-    assert not presets.passes(preset, line)
+
+
+@pytest.mark.parametrize("env", presets.criteria())
+def test_a_criterion_is_met_from_its_bound_on(env: str) -> None:
+    criterion = presets.criteria()[env]
+    name, (bound,) = criterion["measure"], criterion.keys() - {"measure", "why"}
+    better = {"at_least": 1e-3, "at_most": -1e-3}[bound]
+    for change, good in [(0, True), (better, True), (-better, False)]:
+        measured = {"return": math.nan, "steps": math.nan}
+        measured[name] = criterion[bound] + change
+        assert presets.passes(env, measured) is good
+    assert not presets.passes(env, {})
+    assert f"{name} {bound.replace('_', ' ')}" in presets.criterion(env)
+
+
+@pytest.mark.parametrize("env", presets.criteria())
+def test_who_knows_nothing_fails(env: str) -> None:
+    """Acting at random, doing nothing, and every method before it learns; by three
+    standard errors.  The best that is known passes."""
+    reference = run_folder.read_json(results.REFERENCES)[env]
+    ignorant = {x: reference[x] for x in ("random", "idle")} | reference["untrained"]
+    for name, measured in ignorant.items():
+        lucky = measured["return"] + 3 * measured["error"]
+        assert not presets.passes(env, {**measured, "return": lucky}), name
+    assert {*reference["untrained"]} == {
+        algorithm for algorithm, own in NAMES if own == env and algorithm != "mpc"
+    }
+    if reference["best"] is not None:
+        best = reference["best"]
+        assert presets.passes(env, best if isinstance(best, dict) else {"return": best})
+
+
+def test_every_environment_of_a_preset_has_a_criterion() -> None:
+    assert {env for _, env in NAMES} == presets.criteria().keys()
 
 
 @pytest.mark.parametrize("name", NAMES, ids="-".join)
