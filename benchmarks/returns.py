@@ -74,7 +74,11 @@ def _run(algorithm: str, env: str) -> None:
 
 def _add_reference(name: str, algorithms: Sequence[str]) -> None:
     """Of an environment: acting at random, doing nothing (the first action, of discrete
-    ones), the policies of those algorithms before they learn, and the best known."""
+    ones), the policies of those algorithms before they learn, and the best known.
+
+    Not of those that plan: it takes hours, and in a model that has learned nothing is
+    as good as acting at random.
+    """
     record = presets.record(algorithms[0], name)
     env = envs.make(name)
     if "episode_length" in record:
@@ -85,7 +89,7 @@ def _add_reference(name: str, algorithms: Sequence[str]) -> None:
         "untrained": {
             algorithm: _untrained(algorithm, name)
             for algorithm in algorithms
-            if algorithm != "mpc"  # which learns nothing
+            if "planner" not in presets.record(algorithm, name)["config"]
         },
         "best": None,
         "best_is": "",
