@@ -184,6 +184,28 @@ def test_the_variance_stays_between_its_bounds():
     assert (low < high).all()
 
 
+def test_the_loss_pulls_the_bounds_of_the_variance_together():
+    """The variance of a logit is not in the loss: its bounds feel nothing but the
+    pull, and Adam moves both by as much."""
+    _, state, _ = fitted("PE")
+    low, high = (
+        np.asarray(state.params["params"][f"{name}_log_var"])[:, 2]
+        for name in ("min", "max")
+    )
+    assert (high < 0.5).all()
+    assert (low > -10).all()
+    np.testing.assert_allclose(low + 10, 0.5 - high, atol=1e-3)
+
+
+def test_the_penalty_is_a_hundredth_of_the_spread_of_the_bounds():
+    model, config = make(KINDS["PE"])[0], KINDS["PE"]
+    state = jax.eval_shape(model.init, jax.random.key(0))
+    params = jax.tree.map(lambda x: np.zeros(x.shape[1:]), state.params)
+    slope = jax.grad(ensemble._penalty)(params, config)["params"]
+    np.testing.assert_allclose(slope["max_log_var"], np.full(3, 0.01), rtol=1e-6)
+    np.testing.assert_allclose(slope["min_log_var"], np.full(3, -0.01), rtol=1e-6)
+
+
 # --- How a fit goes about it, on a small ensemble.
 
 TINY = ensemble.Config(

@@ -110,6 +110,72 @@ def test_one_update_against_the_equations_sample_by_sample():
     )
 
 
+TABLE_1: dict[tuple[int, int], dict[str, float | list[float]]] = {
+    # (D, N), by hand from Eqs. (49) to (58) of the paper, with mu = N / 2, mu_eff and
+    # mu_eff^- from w'_i = ln((N + 1) / 2) - ln i, and alpha_cov = 2.  The negative
+    # weights sum up to the least of Eqs. (50), (51) and (52): here it is (50) ..
+    (3, 8): {
+        "mu_eff": 2.60017883,
+        "step_path": 0.43397181,  # 4.60017883 / 10.60017883
+        "damping": 1.43397181,
+        "path": 0.55725113,  # (4 + 0.86672628) / (7 + 1.73345255)
+        "rank_one": 0.09483087,  # 2 / (4.3^2 + 2.60017883)
+        "rank_mu": 0.08947534,  # 2 (0.85017883 + 0.38458893) / (25 + 2.60017883)
+        "norm": 1.59687753,  # 3^0.5 (1 - 1 / 12 + 1 / 189)
+        "weights": [
+            *(0.52993018, 0.28571429, 0.14285714, 0.04149839),
+            *(-0.15389397, -0.42020046, -0.64535939, -0.84040093),
+        ],
+    },
+    (2, 6): {  # .. here (51), 1 + 2 * 2.43191896 / (2.02861146 + 2)
+        "mu_eff": 2.02861146,
+        "step_path": 0.44620499,
+        "damping": 1.44620499,
+        "path": 0.62455454,
+        "rank_one": 0.15481540,
+        "rank_mu": 0.08559278,
+        "norm": 1.25427274,
+        "weights": [
+            *(0.63704257, 0.28457026, 0.07838717),
+            *(-0.28638378, -0.76495809, -1.15598178),
+        ],
+    },
+    (2, 30): {  # .. and here (52), (1 - 0.10239040 - 0.56882336) / (2 * 0.56882336)
+        "mu_eff": 8.64308047,
+        "step_path": 0.68036986,
+        "damping": 2.87266903,  # 1 + 2 ((7.64308047 / 3)^0.5 - 1) + 0.68036986
+        "path": 0.56829164,
+        "rank_one": 0.10239040,
+        "rank_mu": 0.56882336,
+        "norm": 1.25427274,
+        "negative": -0.28900556,
+    },
+    (1, 100): {  # where c_mu is all that c_1 leaves, and nothing is for bad samples
+        "mu_eff": 26.96665506,
+        "rank_one": 0.06200271,
+        "rank_mu": 0.93799729,
+        "negative": 0.0,
+    },
+}
+
+
+@pytest.mark.parametrize("case", TABLE_1, ids=str)
+def test_the_constants_are_those_of_table_1(case: tuple[int, int]):
+    expected, rates = dict(TABLE_1[case]), cma_es._rates(*case)
+    negative = expected.pop("negative", None)
+    for name, x in expected.items():
+        np.testing.assert_allclose(getattr(rates, name), x, rtol=1e-6, err_msg=name)
+    half = case[1] // 2
+    assert rates.weights[:half].sum() == pytest.approx(1)
+    if negative is not None:
+        assert rates.weights[half:].sum() == pytest.approx(negative, rel=1e-6)
+
+
+def test_the_default_number_of_samples_is_that_of_table_1():
+    found = [cma_es.default_num_samples(size) for size in (1, 2, 3, 10, 100)]
+    assert found == [4, 6, 7, 10, 17]
+
+
 class Case(NamedTuple):
     objective: Callable[[Array], Array]
     mean: tuple[float, ...]
