@@ -21,6 +21,7 @@ from mbrl_jax.types import (
     Key,
     Learner,
     Metrics,
+    Policy,
     PyTree,
     Transition,
 )
@@ -202,6 +203,26 @@ def test_imagination_ends(model: str):
     kept = found.state.model_state.model, found.state.model_state.imagined
     assert_same(*(jax.tree.map(itemgetter(i), kept) for i in (2, 4)))
     assert (run(model).metrics["imagined/real_share"][1:] == 0.5).all()
+
+
+def test_rollouts_act_as_what_explores():
+    """Not as the greedy policy; by a learner of two constants."""
+
+    def always(action: float) -> Callable[[PyTree], Policy]:
+        act = lambda key, obs, memory: (jnp.full(1, action), memory)
+        return lambda state: Policy(lambda: (), act)
+
+    unused: Any = lambda *_: ()
+    learner = Learner(unused, unused, always(0.25), always(-0.25))
+    method = mba._with_imagination(ENV, CONFIG, learner, mba._linear(ENV, CONFIG))
+    assert (method.explore, method.policy) == (learner.explore, learner.policy)
+    data = jax.tree.map(lambda x: jnp.asarray(x[-1]), run("linear").state.replay)
+    key = jax.random.key(0)
+    prepare = lambda x: method.prepare(key, (), x, data, jnp.array(192, jnp.int32))
+    state, _ = jax.jit(prepare)(method.init(key)[1])
+    assert state.imagined.size > 60
+    rows = state.imagined.data.action[: int(state.imagined.size)]
+    np.testing.assert_array_equal(rows, np.float32(0.25))
 
 
 @cache

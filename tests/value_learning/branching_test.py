@@ -1,5 +1,6 @@
 """Futures in a buffer, how long they are, and what batches are made of."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -71,17 +72,19 @@ def decode(obs: Array, action: Array, y: Array) -> Outcome:
 
 
 def setting(config: Config) -> Setting:
-    """The model is a number that goes up by a hundredth at every fit; the policy takes
-    0.5; an update counts."""
+    """The model is a number that goes up by a hundredth at every fit; what explores
+    takes 0.5, the greedy policy would take -0.5; an update counts."""
     model = Model(
         init=lambda key: jnp.zeros(1),
         fit=lambda key, state, data: (state + 0.01, {"model/size": data.size}),
         members=lambda state: state,
         predict=predict,
     )
-    still = lambda state: Policy(
-        lambda: (), lambda key, obs, memory: (jnp.full(1, 0.5), memory)
-    )
+
+    def always(action: float) -> Callable[[Any], Policy]:
+        act = lambda key, obs, memory: (jnp.full(1, action), memory)
+        return lambda state: Policy(lambda: (), act)
+
     unused: Any = None
     learner = ValueLearner(
         init=lambda key: jnp.zeros((), jnp.int32),
@@ -90,8 +93,8 @@ def setting(config: Config) -> Setting:
         next_value=unused,
         actor_objective=unused,
         update=unused,
-        explore=still,
-        policy=still,
+        explore=always(0.5),
+        policy=always(-0.5),
         discount=0.9,
     )
     return Setting(learner, model, decode, config, BATCH)
@@ -152,8 +155,8 @@ def test_the_length_grows_without_compiling_again():
 
 
 def test_futures_are_kept_up_to_their_ends():
-    """Each begins at a real state, takes the policy's actions, and follows the model
-    that has just been fitted; nothing comes after an end."""
+    """Each begins at a real state, takes the actions of what explores, and follows the
+    model that has just been fitted; nothing comes after an end."""
     parts = method(Config(50, 4, 4))
     learned, model_state = parts.init(jax.random.key(0))
     model_state, _ = parts.prepare(

@@ -17,7 +17,14 @@ from mbrl_jax.models import ensemble, imagine, outcomes
 from mbrl_jax.models.imagine import ImaginedPath
 from mbrl_jax.models.outcomes import Outcome
 from mbrl_jax.types import Array, Env, Gaussian, Key, Model, Transition
-from mbrl_jax.value_learning import branching, by_name, expansion, off_policy, parts
+from mbrl_jax.value_learning import (
+    branching,
+    by_name,
+    expansion,
+    off_policy,
+    parts,
+    validity,
+)
 from mbrl_jax.value_learning import sac as sac_learner
 from mbrl_jax.value_learning import td3 as td3_learner
 from mbrl_jax.value_learning.parts import Regression, ValueLearner
@@ -543,6 +550,84 @@ def test_maac_without_a_horizon_is_mbpo():
     assert_same(given(maac, null), expected)
     with pytest.raises(AssertionError):  # which does make a difference
         assert_same(expected, given(sac, sac.Config(COLLECT, SAC)))
+
+
+# --- Other settings reach the learner.
+
+
+def all_differ(*arrays: Array) -> bool:
+    return len({np.asarray(x).tobytes() for x in arrays}) == len(arrays)
+
+
+def rows_given(module: Any, horizon: int, **changes: Any) -> Regression:
+    learner = by_name.Config(name="td3", td3=TD3)
+    common = {"collect": COLLECT, "learner": learner, "model": MODEL}
+    _, told = given(module, module.Config(horizon, **changes, **common))
+    return told[1]
+
+
+@pytest.mark.parametrize("module", [mve, steve])
+def test_targets_look_as_far_ahead_as_the_configuration_says(module: Any):
+    """Unless nothing follows the real step."""
+    ends = {"td_k": False} if module is mve else {}
+    found = [rows_given(module, horizon, **ends) for horizon in (0, 1, 2)]
+    for rows in found[1:]:
+        assert_same(rows.obs, found[0].obs)
+        assert_same(rows.action, found[0].action)
+    goes_on = ~batch_given().terminal
+    assert 0 < goes_on.sum() < len(goes_on)
+    for i in range(COLLECT.batch_size):
+        assert all_differ(*(rows.target[i] for rows in found)) == goes_on[i]
+
+
+def batch_given() -> Transition:
+    """The real transitions behind the rows, by their obs."""
+    rows, known = rows_given(mve, 0, td_k=False), random_rows(20)
+    at = [known.obs.tolist().index(x) for x in np.asarray(rows.obs).tolist()]
+    return jax.tree.map(lambda x: x[at], known)
+
+
+def test_mve_learns_at_imagined_states_if_the_configuration_says_so():
+    """First where the real step led, then on the model's way."""
+    plain, rows = (rows_given(mve, 2, td_k=x) for x in (False, True))
+    size = COLLECT.batch_size
+    assert (len(plain.target), len(rows.target)) == (size, size * (1 + 2))
+    assert_same(jax.tree.map(lambda x: x[:size], rows), plain)
+    assert_same(rows.obs[size : 2 * size], batch_given().next_obs)
+    later = np.asarray(rows.obs[2 * size :])
+    away = np.abs(later - np.asarray(rows.obs[size : 2 * size])).max(axis=1)
+    assert (away > 0.01).all()
+    goes_on = ~batch_given().terminal
+    np.testing.assert_array_equal(rows.weight[size:], np.tile(goes_on, 2))
+
+
+def maac_of(most: int, **changes: Any) -> Any:
+    common = {"collect": COLLECT, "learn": SAC, "imagine": HALF, "model": MODEL}
+    return maac.Config(most, **{"num_windows": 3, **common, **changes})
+
+
+def test_maac_looks_as_far_ahead_as_the_configuration_says():
+    """Its policy; its critics do not."""
+    near, far = (given(maac, maac_of(h, cross_validate=False))[1] for h in (1, 2))
+    assert_same(near[:3], far[:3])
+    for x, y in zip(near[3], far[3], strict=True):
+        assert all_differ(x, y)
+
+
+@pytest.mark.parametrize("chosen", [1, 2])
+def test_maac_looks_as_far_ahead_as_was_chosen(
+    chosen: int, monkeypatch: pytest.MonkeyPatch
+):
+    """Of 2 at most: 2 is what it is without a choice."""
+
+    def best_horizon(setting: Any, *given: Any) -> branching.Choose:
+        assert given == (COLLECT, 3, 2)
+        return lambda *_: jnp.full((), chosen, jnp.int32)
+
+    monkeypatch.setattr(validity, "best_horizon", best_horizon)
+    *_, found = given.__wrapped__(maac, maac_of(2))[1]
+    *_, most = given(maac, maac_of(2, cross_validate=False))[1]
+    assert all_differ(found[0], most[0]) == (chosen < 2)
 
 
 @pytest.mark.parametrize("kind", ["sac", "td3"])
