@@ -78,9 +78,24 @@ def test_the_policy_goes_where_the_reward_is_best(
 
 @LEARNERS
 def test_what_does_not_matter_is_left_alone(state_of: Callable, name: str):
-    """Where every action is as good, steps are counted as they are anywhere."""
+    """Where every action is as good, the policy does what it did at first: on average
+    nothing, with as much noise; a reward for entropy is one for more of it.
+
+    REINFORCE does not standardise its advantages: it moves until its critic knows."""
+    net = actor_critic.make(envs.make("probe1"), NET)
+    agent = state_of("probe1", *what(name)).learner.agent
+    mean, log_std = net.act(agent.actor, (), jnp.zeros(1))[1]
+    assert abs(mean) < 0.1
+    if name == "a2c":
+        assert config_of(name).learn.entropy_weight > 0
+        assert np.exp(log_std) > 2 * NET.init_std
+    else:
+        np.testing.assert_allclose(np.exp(log_std), NET.init_std, rtol=0.1)
+
+
+@LEARNERS
+def test_steps_and_episodes_are_counted(state_of: Callable, name: str):
     state, config = state_of("probe1", *what(name)), config_of(name)
-    assert np.isfinite(state.counters.last_return)
     assert float(state.counters.last_return) == 1
     each = config.num_envs * getattr(config, "window", 1)
     each *= getattr(config, "num_updates", 1)
