@@ -85,12 +85,13 @@ def test_what_does_not_matter_is_left_alone(state_of: Callable, name: str):
     net = actor_critic.make(envs.make("probe1"), NET)
     agent = state_of("probe1", *what(name)).learner.agent
     mean, log_std = net.act(agent.actor, (), jnp.zeros(1))[1]
-    assert abs(mean) < 0.1
+    off = 0.1 if name == "reinforce" else 1e-3
+    assert abs(mean) < off
     if name == "a2c":
         assert config_of(name).learn.entropy_weight > 0
         assert np.exp(log_std) > 2 * NET.init_std
     else:
-        np.testing.assert_allclose(np.exp(log_std), NET.init_std, rtol=0.1)
+        np.testing.assert_allclose(np.exp(log_std), NET.init_std, rtol=off)
 
 
 @LEARNERS
