@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from mbrl_jax.envs import linear_quadratic
+from mbrl_jax.ops import sharding
 from mbrl_jax.planners.cem import cem
 from mbrl_jax.planners.cma_es import cma_es
 from mbrl_jax.planners.gradient import gradient
@@ -285,6 +286,31 @@ def test_icem_tries_its_mean():
         jax.random.key(0), sphere(Problem(TARGET)), start
     )
     np.testing.assert_array_equal(found.actions, TARGET)
+
+
+def test_icem_searches_with_fewer_and_fewer(monkeypatch: pytest.MonkeyPatch):
+    """But with twice the elites at least; besides what it kept, and its last mean."""
+    sizes = []
+
+    def vmap(objective: Objective) -> Callable[[Array], Array]:
+        return lambda x: [sizes.append(len(x)), jax.vmap(objective)(x)][1]
+
+    monkeypatch.setattr(sharding, "vmap", vmap)
+    num: Any = {"num_samples": 100, "num_elites": 12, "num_iterations": 4}
+    search = partial(icem, action_limit=1.0, decay=2.0, **num)
+    start = plan(TARGET, std=0.5, num_kept=3)
+    jax.eval_shape(
+        lambda key: search(key, sphere(Problem(TARGET)), start), jax.random.key(0)
+    )
+    assert sizes == [100 + 3, 50 + 3, 25 + 3, 24 + 3 + 1]
+
+
+def test_the_last_step_along_the_gradient_counts():
+    """Adam's first one is of its step size, in units of the limit."""
+    search = partial(gradient, action_limit=2.0, num_samples=1, num_iterations=1)
+    start = plan(np.zeros((3, 1)), std=0.5)
+    run = jax.jit(lambda key: search(key, jnp.sum, start, step_size=0.1)[0].actions)
+    np.testing.assert_allclose(run(jax.random.key(0)), np.full((3, 1), 0.2), rtol=1e-6)
 
 
 def mppi_once(temperature: float, unit: float = 1.0, offset: float = 0.0) -> Any:

@@ -59,6 +59,13 @@ def test_the_path_is_one_of_the_graph(star: prm.Search):
         assert star.status[i] == paths.FOUND
 
 
+def test_edges_are_as_long_as_the_theorem_says_and_a_tenth(star: prm.Search):
+    """In the plane, 2 (3 / 2)^(1/2) (area / pi)^(1/2) (log n / n)^(1/2)."""
+    longest = star.roadmap.edges[np.isfinite(star.roadmap.edges)].max()
+    radius = 1.1 * 2 * np.sqrt(1.5 * 100 / np.pi * np.log(800) / 800)
+    assert 0.99 * radius < longest <= radius * (1 + 1e-6)
+
+
 def test_prm_star_approaches_the_shortest_path_from_above(star: prm.Search):
     best, _ = visibility.shortest_path(BOXES, START, GOAL, LOW, HIGH)
     search = lambda key: prm.prm_star(key, SPACE, *ENDS, num_samples=100)

@@ -196,15 +196,19 @@ def test_what_was_imagined_long_ago_is_forgotten():
         np.testing.assert_array_equal(counts, 2 * NUM)
 
 
-def test_while_futures_are_short_batches_are_of_the_latest_ones():
+@pytest.mark.parametrize(("steps", "length"), [(0, 1), (20, 2)])
+def test_while_futures_are_short_batches_are_of_the_latest_ones(
+    steps: int, length: int
+):
     """Though there is room for more: of one step, 12 rows of 48."""
     parts = method(GROWING, draw=lambda *_: (jnp.zeros((NUM, 1)), None))
     learned, model_state = parts.init(jax.random.key(0))
     for i in range(5):
         model_state, _ = parts.prepare(
-            jax.random.key(i), learned, model_state, real(), np.int32(0)
+            jax.random.key(i), learned, model_state, real(), np.int32(steps)
         )
-    assert model_state.imagined.size == 5 * NUM
+    assert model_state.length == length
+    assert model_state.imagined.size == min(5 * length, 8) * NUM
     fits = set()
     for i in range(20):
         (batch, _), _ = parts.update(jax.random.key(i), learned, model_state, real())

@@ -106,6 +106,17 @@ def test_the_factor_is_lower_triangular_with_a_positive_diagonal(size, magnitude
     assert np.unique(factor[below]).size == below[0].size  # each entry is its own
 
 
+def test_q_falls_off_as_equation_3_says():
+    """Of two actions: the rows of L are (e^0.2, 0) and (0.7, e^-0.5)."""
+    outputs = np.array([3.0, 0.1, -0.4, 0.2, 0.7, -0.5])
+    L = np.array([[np.exp(0.2), 0.0], [0.7, np.exp(-0.5)]])
+    unit = np.array([0.6, -0.3])
+    off = unit - np.tanh([0.1, -0.4])
+    expected = 5 * (3 - 0.5 * off @ L @ L.T @ off)
+    found = jax.jit(lambda x, unit: naf.shape(x, 2, 5.0)(unit))(outputs, unit)
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
 def bandit(optimum: np.ndarray, best: float, steep: float = 2.0) -> Regression:
     """A concave quadratic in units of the limit, 2, whose axes are not the action's."""
     rng, size, num_rows = np.random.default_rng(0), len(optimum), 256
