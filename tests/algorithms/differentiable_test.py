@@ -8,15 +8,17 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from mbrl_jax import rollout
+from mbrl_jax import optimizers, rollout
 from mbrl_jax.algorithms import apg, bptt, shac, svg
 from mbrl_jax.envs import probes, simulator
+from mbrl_jax.gradients import closed_loop, windows
 from mbrl_jax.models import ensemble
 from mbrl_jax.networks import MLP
 from mbrl_jax.ops import normalize, raster
-from mbrl_jax.types import Array, Env, EnvState, Gaussian, Model, Policy
+from mbrl_jax.types import Array, Env, EnvState, Gaussian, Key, Model, Policy
 
 SMALL = ensemble.Config(num_members=2, hidden_sizes=(16,), num_epochs=30)
 QUICK = {
@@ -180,6 +182,86 @@ def test_svg_with_a_q_or_with_whole_episodes(
     policy = svg.make(env, config).policy(jax.tree.map(lambda x: x[0], state))
     evaluate = jax.jit(lambda key: rollout.evaluate(key, env, policy, 8)[0])
     assert evaluate(jax.random.key(1))["eval/return_min"] > 0.98
+
+
+class _SeenError(Exception):
+    """What a window was asked for."""
+
+
+def asked_for(
+    monkeypatch: pytest.MonkeyPatch, module: Any, config: Any, **changes: Any
+) -> closed_loop.ExpectedReturn:
+    """By the first update of a state with these changes; nothing is compiled."""
+
+    def window(key: Key, params: Any, env: Env, problem: Any, envs: Any) -> None:
+        raise _SeenError(problem)
+
+    algorithm = module.make(probes.probe4(), config)
+    state = jax.jit(algorithm.init)(jax.random.key(0))._replace(**changes)
+    monkeypatch.setattr(windows, "window", window)
+    with jax.disable_jit(), pytest.raises(_SeenError) as seen:
+        algorithm.step(jax.random.key(0), state)
+    return seen.value.args[0]
+
+
+@pytest.mark.parametrize("name", ["apg", "shac"])
+def test_the_objective_is_that_of_the_configuration(
+    monkeypatch: pytest.MonkeyPatch, name: str
+):
+    config = dataclasses.replace(QUICK[name], horizon=4, discount=0.7, segment=2)
+    problem = asked_for(monkeypatch, MODULES[name], config)
+    assert (problem.horizon, problem.discount, problem.segment) == (4, 0.7, 2)
+    assert (problem.value is None) == (name == "apg")
+
+
+def test_the_target_critic_of_shac_stands_for_what_follows(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """Networks of zeros say 0, those of ones much more."""
+    init = shac.make(probes.probe4(), QUICK["shac"]).init
+    shapes = jax.eval_shape(init, jax.random.key(0)).critic
+    full = lambda x: jax.tree.map(lambda y: jnp.full(y.shape, x, y.dtype), shapes)
+    for target, says in ((0.0, False), (1.0, True)):
+        changes = {"critic": full(1 - target), "target": full(target)}
+        value = asked_for(monkeypatch, shac, QUICK["shac"], **changes).value
+        found = float(value(jnp.ones(1)))
+        assert (found > 1) == says
+
+
+@pytest.mark.parametrize("name", ["apg", "shac"])
+def test_schedules_and_averages_are_those_of_the_configuration(
+    monkeypatch: pytest.MonkeyPatch, name: str
+):
+    seen, rates = [], []
+    adam, average = optimizers.clipped_adam, optax.incremental_update
+
+    def clipped_adam(*args: float, **options: Any) -> Any:
+        seen.append((*args, options))
+        return adam(*args, **options)
+
+    def incremental_update(new: Any, old: Any, step_size: float) -> Any:
+        rates.append(step_size)
+        return average(new, old, step_size)
+
+    monkeypatch.setattr(optimizers, "clipped_adam", clipped_adam)
+    monkeypatch.setattr(optax, "incremental_update", incremental_update)
+    own = {"critic_learning_rate": 0.3, "target_decay": 0.1} if name == "shac" else {}
+    config = dataclasses.replace(
+        QUICK[name],
+        learning_rate=0.2,
+        max_norm=3.0,
+        b1=0.4,
+        b2=0.5,
+        decay_steps=6,
+        **own,
+    )
+    algorithm = MODULES[name].make(probes.probe4(), config)
+    options = {"b1": 0.4, "b2": 0.5, "decay_steps": 6}
+    expected = [(rate, 3.0, options) for rate in (0.2, 0.3)]
+    assert seen == expected[: 2 if own else 1]
+    state = jax.eval_shape(algorithm.init, jax.random.key(0))
+    jax.eval_shape(algorithm.step, jax.random.key(0), state)
+    assert rates == ([0.9] if own else [])
 
 
 @pytest.mark.parametrize("name", ["apg", "shac"])

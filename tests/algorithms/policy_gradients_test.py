@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mbrl_jax import envs, rollout
+from mbrl_jax import envs, optimizers, rollout
 from mbrl_jax.algorithms import a2c, npg, ppo, reinforce, trpo
 from mbrl_jax.ops import normalize
 from mbrl_jax.policy_gradient import actor_critic
@@ -106,3 +106,23 @@ def test_steps_and_episodes_are_counted(state_of: Callable, name: str):
         == NUM_STEPS[name] * each
     )
     assert state.counters.num_non_finite == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "optimizer"), [("a2c", "clipped_rmsprop"), ("ppo", "clipped_adam")]
+)
+def test_the_learning_rate_falls_as_the_configuration_says(
+    monkeypatch: pytest.MonkeyPatch, name: str, optimizer: str
+):
+    seen, make = [], getattr(optimizers, optimizer)
+
+    def recorded(*args: float, **options: Any) -> Any:
+        seen.append((*args, options["decay_steps"]))
+        return make(*args, **options)
+
+    monkeypatch.setattr(optimizers, optimizer, recorded)
+    changes: dict[str, Any] = {"learning_rate": 0.2, "max_norm": 3.0, "decay_steps": 7}
+    config = config_of(name)
+    learn = dataclasses.replace(config.learn, **changes)
+    MODULES[name].make(envs.make("probe1"), dataclasses.replace(config, learn=learn))
+    assert seen == [(0.2, 3.0, 7)]

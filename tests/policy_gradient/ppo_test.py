@@ -124,6 +124,27 @@ def test_beta_doubles_where_the_kl_is_high_and_halves_where_low(
     assert (kl > 1.5 * target, kl < target / 1.5) == (beta > 1, beta < 1)
 
 
+@pytest.mark.parametrize(
+    ("targets", "beta"), [(1.6, 2.0), (1.4, 1.0), (1 / 1.4, 1.0), (1 / 1.6, 0.5)]
+)
+def test_the_kl_may_be_off_by_half_of_its_target(tabular, targets: float, beta: float):
+    config = {"objective": "penalty", "num_epochs": 2, "learning_rate": 1e-2}
+    _, seen = updated(tabular, tabular.windows, target_kl=0.01, **config)
+    target = float(seen["policy/divergence"]) / targets
+    _, metrics = updated(tabular, tabular.windows, target_kl=target, **config)
+    assert metrics["policy/beta"] == beta
+
+
+def test_a_reward_for_entropy_raises_it(tabular):
+    """As the second epoch sees it, after a step that is for little else."""
+    config = {"num_epochs": 2, "learning_rate": 1e-2}
+    before, after = (
+        updated(tabular, tabular.windows, entropy_weight=weight, **more)[1]
+        for weight, more in ((0.0, {}), (1e3, config))
+    )
+    assert after["policy/entropy"] > before["policy/entropy"] + 1e-3
+
+
 def test_the_penalty_holds_the_policy_back(tabular):
     """The larger beta, the nearer it stays: the KL is that of the last epoch."""
     config = {"objective": "penalty", "num_epochs": 30, "learning_rate": 0.03}
