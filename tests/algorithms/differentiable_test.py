@@ -14,7 +14,7 @@ import pytest
 from mbrl_jax import optimizers, rollout
 from mbrl_jax.algorithms import apg, bptt, shac, svg
 from mbrl_jax.envs import probes, simulator
-from mbrl_jax.gradients import closed_loop, windows
+from mbrl_jax.gradients import closed_loop, pathwise, windows
 from mbrl_jax.models import ensemble
 from mbrl_jax.networks import MLP
 from mbrl_jax.ops import normalize, raster
@@ -212,6 +212,24 @@ def test_the_objective_is_that_of_the_configuration(
     problem = asked_for(monkeypatch, MODULES[name], config)
     assert (problem.horizon, problem.discount, problem.segment) == (4, 0.7, 2)
     assert (problem.value is None) == (name == "apg")
+
+
+def test_the_objective_of_bptt_is_that_of_the_configuration(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    def pathwise_mean(key: Key, params: Any, problem: Any, states: Any) -> None:
+        raise _SeenError(problem, states)
+
+    monkeypatch.setattr(pathwise, "pathwise_mean", pathwise_mean)
+    config = dataclasses.replace(QUICK["bptt"], horizon=4, discount=0.7, segment=2)
+    algorithm = bptt.make(probes.probe4(), config)
+    state = jax.eval_shape(algorithm.init, jax.random.key(0))
+    with pytest.raises(_SeenError) as seen:
+        jax.eval_shape(algorithm.step, jax.random.key(0), state)
+    problem, states = seen.value.args
+    assert (problem.horizon, problem.discount, problem.segment) == (4, 0.7, 2)
+    assert problem.value is None
+    assert {len(x) for x in jax.tree.leaves(states)} == {20 // 2}  # of each member
 
 
 def test_the_target_critic_of_shac_stands_for_what_follows(

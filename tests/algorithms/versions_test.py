@@ -160,6 +160,16 @@ def test_what_was_planned_to_the_end_is_what_comes(planner: str):
     assert transitions.reward.sum() == pytest.approx(float(foreseen), rel=1e-5)
 
 
+def test_planning_on_the_true_dynamics_is_that_of_the_configuration(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    seen = []
+    monkeypatch.setattr(mpc, "make", lambda *args: seen.append(args[:4]))
+    plan = dataclasses.replace(PLAN, horizon=7)
+    true_mpc.make(simulator.observe_all(ENV), true_mpc.Config("mppi", plan))
+    assert seen == [("mppi", plan, 2, ENV.action_limit)]
+
+
 def test_it_needs_to_be_shown_the_simulator():
     with pytest.raises(ValueError, match=r"make it of simulator\.observe_all\(env\)"):
         true_mpc.make(ENV)
