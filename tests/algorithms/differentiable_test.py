@@ -232,20 +232,6 @@ def test_the_objective_of_bptt_is_that_of_the_configuration(
     assert {len(x) for x in jax.tree.leaves(states)} == {20 // 2}  # of each member
 
 
-def test_the_target_critic_of_shac_stands_for_what_follows(
-    monkeypatch: pytest.MonkeyPatch,
-):
-    """Networks of zeros say 0, those of ones much more."""
-    init = shac.make(probes.probe4(), QUICK["shac"]).init
-    shapes = jax.eval_shape(init, jax.random.key(0)).critic
-    full = lambda x: jax.tree.map(lambda y: jnp.full(y.shape, x, y.dtype), shapes)
-    for target, says in ((0.0, False), (1.0, True)):
-        changes = {"critic": full(1 - target), "target": full(target)}
-        value = asked_for(monkeypatch, shac, QUICK["shac"], **changes).value
-        found = float(value(jnp.ones(1)))
-        assert (found > 1) == says
-
-
 @pytest.mark.parametrize("name", ["apg", "shac"])
 def test_schedules_and_averages_are_those_of_the_configuration(
     monkeypatch: pytest.MonkeyPatch, name: str
