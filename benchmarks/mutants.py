@@ -95,11 +95,12 @@ def is_caught(mutant: Mutant, folder: Path) -> bool:
 def passes(folder: Path, tests: str) -> bool:
     cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache/mutants"))
     command = [sys.executable, "-m", "pytest", "-q", "-x", *tests.split()]
+    around = {name: x for name, x in os.environ.items() if name != "PYTEST_ADDOPTS"}
     try:
         done = subprocess.run(
             command,
             cwd=folder,
-            env={**os.environ, "JAX_COMPILATION_CACHE_DIR": cache},
+            env={**around, "JAX_COMPILATION_CACHE_DIR": cache},
             stdout=subprocess.DEVNULL,
             timeout=TIMEOUT,
             check=False,

@@ -40,8 +40,11 @@ def main(argv: Sequence[str]) -> None:
 
 def evaluate(run: registry.Run, seed: int | None, num_episodes: int) -> dict[str, Any]:
     """The metrics of `rollout.evaluate`, each [] or [S]."""
-    key = train.evaluation(run.key, train.EVALUATION_SEED if seed is None else seed)
-    return jax.device_get(run.loop(num_episodes).evaluate(key, run.step, run.state)[0])
+    key, loop = run.key, run.loop(num_episodes)
+    if seed is not None:
+        key = train.seeds(seed, max(1, run.key.size))
+        loop = run.loop(num_episodes, seed)
+    return jax.device_get(loop.evaluate(key, run.step, run.state)[0])
 
 
 def table(metrics: dict[str, Any], runs: list[dict[str, Any]]) -> str:

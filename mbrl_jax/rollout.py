@@ -53,14 +53,23 @@ def trajectory(key: Key, env: Env, policy: Policy) -> tuple[EnvState, Array]:
 
 
 def evaluate(
-    key: Key, env: Env, policy: Policy, num_episodes: int
+    key: Key, env: Env, policy: Policy, num_episodes: int, starts: Key | None = None
 ) -> tuple[Metrics, Episode]:
-    """Runs `num_episodes`; statistics of their returns, and the episodes [E, T]."""
+    """Runs `num_episodes`; statistics of their returns, and the episodes [E, T].
 
-    def one(key: Key) -> Episode:
-        return episode(key, env, policy)
+    With the key `starts`, environments are reset by that, and `key` is the policy's.
+    """
+
+    def one(keys: Key) -> Episode:
+        key, start_key = keys
+        if starts is None:
+            return episode(key, env, policy)
+        own = env._replace(reset=lambda key: env.reset(start_key))
+        return episode(key, own, policy)
 
     keys = jax.random.split(key, num_episodes)
+    start_keys = keys if starts is None else jax.random.split(starts, num_episodes)
+    keys = jnp.stack([keys, start_keys], axis=1)
     episodes = jax.lax.map(one, keys) if env.host else sharding.vmap(one)(keys)
     returns = episodes.transitions.reward.sum(axis=-1)  # invalid rewards are 0
     metrics = {

@@ -32,13 +32,16 @@ class Run(NamedTuple):
     step: int = 0  # steps done
     state: PyTree = None  # after them
 
-    def loop(self, eval_episodes: int = 5) -> train.Loop:
+    def loop(
+        self, eval_episodes: int = 5, eval_seed: int = train.EVALUATION_SEED
+    ) -> train.Loop:
         return train.build(
             self.key,
             self.algorithm,
             self.env,
             eval_episodes,
             hyperparameters=self.hyperparameters,
+            eval_seed=eval_seed,
         )
 
 

@@ -92,7 +92,7 @@ def _step(program: Program, step: int) -> tuple[PyTree, list[ledger.Line]]:
     clock, compiled = time.perf_counter(), jax_settings.compile_seconds()
     state, metrics = loop.step(key, step - 1, program.state)
     if record["eval_episodes"] and _is_due(record, step):
-        evaluation, _ = loop.evaluate(train.evaluation(key), step, state)
+        evaluation, _ = loop.evaluate(key, step, state)
         metrics = {**metrics, **evaluation}
     names = ("env_steps", "state/non_finite", *ledger.CURVES)
     found = jax.device_get({name: metrics[name] for name in names if name in metrics})

@@ -5,8 +5,8 @@
         state, metrics = step(key, i, state)
 
 What is random in iteration i depends on the run's key and on i only, so a run that was
-interrupted and resumed ends where an uninterrupted one ends.  Evaluations are the same
-episodes every time, whatever the key.  With keys [S], and float
+interrupted and resumed ends where an uninterrupted one ends.  Evaluations start where
+they always do, whatever the key.  With keys [S], and float
 hyperparameters [S], many runs are one program, sharded over the devices.
 """
 
@@ -26,7 +26,7 @@ from mbrl_jax import rollout
 from mbrl_jax.training import checkpoints
 from mbrl_jax.types import Algorithm, Array, Env, Key, Metrics, PyTree
 
-EVALUATION_SEED = 2**31 - 1  # of the episodes, the same for all methods and seeds
+EVALUATION_SEED = 2**31 - 1  # of where episodes start: the same for all
 Log = Callable[[int, dict[str, Any]], None]  # (steps done, metrics on the host)
 
 
@@ -55,13 +55,6 @@ def seeds(seed: int, num_seeds: int = 1) -> Key:
     return jax.vmap(jax.random.key)(seed + jnp.arange(num_seeds))
 
 
-def evaluation(key: Key, seed: int = EVALUATION_SEED) -> Key:
-    """What runs of `key` are evaluated with, [] or [S]: the same for each, so that what
-    differs is what was learned, not where episodes start."""
-    one = jax.random.key(seed)
-    return jax.vmap(lambda _: one)(key) if key.ndim else one
-
-
 def build(
     key: Key,
     algorithm: Algorithm | Callable[[PyTree], Algorithm],
@@ -71,6 +64,7 @@ def build(
     hyperparameters: PyTree | None = None,
     side_by_side: bool | None = None,
     devices: Sequence[jax.Device] = (),
+    eval_seed: int = EVALUATION_SEED,
 ) -> Loop:
     """Prepares the run of one key [], or of keys [S] together.
 
@@ -79,7 +73,8 @@ def build(
     default all of this process.  Each device computes its own side by side (vmap) or
     one after the other (map); the default is the latter on a CPU, where side by side
     is no quicker, and what a run gives would depend, by rounding, on how many others
-    there are.  Raises ValueError if the environment steps outside jax.
+    there are.  Where evaluations start depends on `eval_seed` alone: what differs then
+    is what was learned.  Raises ValueError if the environment steps outside jax.
     """
     if key.ndim and env.host:
         raise ValueError(f"{env.name} steps outside jax: it takes one seed at a time")
@@ -88,19 +83,22 @@ def build(
         make, hyperparameters = lambda nothing: algorithm, ()
 
     def init(varied: PyTree, key: Key, i: Array, state: PyTree) -> PyTree:
-        return make(varied).init(jax.random.split(key)[0])
+        return make(varied).init(jax.random.split(key, 3)[0])
 
     def step(
         varied: PyTree, key: Key, i: Array, state: PyTree
     ) -> tuple[PyTree, Metrics]:
-        key = jax.random.fold_in(jax.random.split(key)[1], i)
+        key = jax.random.fold_in(jax.random.split(key, 3)[1], i)
         state, metrics = make(varied).step(key, state)
         return state, {**metrics, "state/non_finite": _num_non_finite(state)}
 
     def evaluate(
         varied: PyTree, key: Key, i: Array, state: PyTree
     ) -> tuple[Metrics, rollout.Episode]:
-        return rollout.evaluate(key, env, make(varied).policy(state), eval_episodes)
+        key = jax.random.fold_in(jax.random.split(key, 3)[2], i)
+        starts = jax.random.key(eval_seed)
+        policy = make(varied).policy(state)
+        return rollout.evaluate(key, env, policy, eval_episodes, starts)
 
     jit: Any = jax.jit
     place: Any = jax.device_put
@@ -187,7 +185,7 @@ def run(
         last, bad = step == num_steps, record["state/non_finite"] > 0
         if eval_episodes and (last or _due(step, eval_every)) and not bad.all():
             clock = time.perf_counter()
-            found, episodes = loop.evaluate(evaluation(key), step, state)
+            found, episodes = loop.evaluate(key, step, state)
             record |= {**jax.device_get(found), "time/evaluate": _since(clock)}
         log(step, record)
         if bad.all():
@@ -201,7 +199,7 @@ def run(
         if stop:
             return Result(state, step, episodes)
     if eval_episodes and episodes is None:  # nothing was left to do
-        _, episodes = loop.evaluate(evaluation(key), step, state)
+        _, episodes = loop.evaluate(key, step, state)
     return Result(state, step, episodes)
 
 
