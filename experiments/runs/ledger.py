@@ -40,6 +40,7 @@ Line = dict[str, Any]
 
 ABOUT = ("algorithm", "env", "episode_length", "precision")
 CURVES = ("episode/return", "eval/return_mean")
+BESIDE = ("episode/length", "eval/length_mean", "eval/return_std")
 MAX_POINTS = 100  # of a curve that is kept
 KEYS = {
     "run": str,

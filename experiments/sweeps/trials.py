@@ -94,7 +94,7 @@ def _step(program: Program, step: int) -> tuple[PyTree, list[ledger.Line]]:
     if record["eval_episodes"] and _is_due(record, step):
         evaluation, _ = loop.evaluate(key, step, state)
         metrics = {**metrics, **evaluation}
-    names = ("env_steps", "state/non_finite", *ledger.CURVES)
+    names = ("env_steps", "state/non_finite", *ledger.CURVES, *ledger.BESIDE)
     found = jax.device_get({name: metrics[name] for name in names if name in metrics})
     columns = {name: np.atleast_1d(x) for name, x in found.items()}  # one run: a number
     common = {

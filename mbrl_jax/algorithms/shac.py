@@ -130,10 +130,7 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
         )
         obs, returns, good = lambda_returns(samples, valid, value)
         seen = normalize.update(state.scale, returns[:, None], good)
-        new_scale = normalize.so_far(seen)
-        # the first returns choose the units of critics that know nothing yet
-        pick = lambda old, new: jnp.where(state.scale.number > 0, old, new)
-        old_scale = jax.tree.map(pick, scale, new_scale)
+        old_scale, new_scale = normalize.units(state.scale, seen)
         old, target = (
             normalize.outputs_folded(params, last_layer, old_scale, new_scale)
             for params in (state.critic, state.target)

@@ -1,6 +1,6 @@
 """Affine normalisation by statistics that a state carries."""
 
-import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -69,6 +69,14 @@ def so_far(data: RunningStats) -> Statistics:
     return _scaled(data.mean, jnp.sqrt(data.squares / jnp.maximum(data.number, 1)))
 
 
+def units(old: RunningStats, new: RunningStats) -> tuple[Statistics, Statistics]:
+    """Those of before and those of now; where there were no data, they are the same:
+    the first choose the units of what knows nothing yet."""
+    after = so_far(new)
+    pick = lambda old_stats, new_stats: jnp.where(old.number > 0, old_stats, new_stats)
+    return Statistics(*map(pick, so_far(old), after)), after
+
+
 def folded(
     params: Params, layers: list[tuple[str, ...]], old: Statistics, new: Statistics
 ) -> Params:
@@ -79,13 +87,12 @@ def folded(
     """
     scale, shift = new.std / old.std, (new.mean - old.mean) / old.std
 
-    def fold(tree: Params, path: tuple[str, ...]) -> Params:
-        if path:
-            return {**tree, path[0]: fold(tree[path[0]], path[1:])}
-        kernel, bias = tree["kernel"], tree["bias"]
-        return {"kernel": scale[:, None] * kernel, "bias": bias + shift @ kernel}
+    def change(kernel: Array, bias: Array) -> tuple[Array, Array]:
+        return scale[:, None] * kernel, bias + shift @ kernel
 
-    return functools.reduce(fold, layers, params)
+    for path in layers:
+        params = _with_layer(params, path, change)
+    return params
 
 
 def outputs_folded(
@@ -97,14 +104,20 @@ def outputs_folded(
     "Learning values across many orders of magnitude", Prop. 1).
     """
     scale, shift = old.std / new.std, (old.mean - new.mean) / new.std
+    change = lambda kernel, bias: (kernel * scale[None], bias * scale + shift)
+    return _with_layer(params, layer, change)
 
-    def fold(tree: Params, path: tuple[str, ...]) -> Params:
-        if path:
-            return {**tree, path[0]: fold(tree[path[0]], path[1:])}
-        kernel, bias = tree["kernel"], tree["bias"]
-        return {"kernel": kernel * scale[None], "bias": bias * scale + shift}
 
-    return fold(params, layer)
+def _with_layer(
+    tree: Params,
+    path: tuple[str, ...],
+    change: Callable[[Array, Array], tuple[Array, Array]],
+) -> Params:
+    """With the kernel and the bias at `path` changed."""
+    if path:
+        return {**tree, path[0]: _with_layer(tree[path[0]], path[1:], change)}
+    kernel, bias = change(tree["kernel"], tree["bias"])
+    return {"kernel": kernel, "bias": bias}
 
 
 def _scaled(mean: Array, std: Array) -> Statistics:

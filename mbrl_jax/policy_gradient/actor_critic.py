@@ -170,10 +170,8 @@ def learner(
     ) -> tuple[PyTree, Metrics]:
         before, (state, metrics) = state.agent.obs, update(key, state, windows)
         agent = state.agent
-        new = normalize.so_far(agent.obs)
-        pick = lambda old, new: jnp.where(before.number > 0, old, new)
-        old = jax.tree.map(pick, normalize.so_far(before), new)
-        actor, critic = net.renormalise((agent.actor, agent.critic), old, new)
+        units = normalize.units(before, agent.obs)
+        actor, critic = net.renormalise((agent.actor, agent.critic), *units)
         return state._replace(agent=agent._replace(actor=actor, critic=critic)), metrics
 
     return Learner(

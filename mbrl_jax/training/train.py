@@ -6,8 +6,8 @@
 
 What is random in iteration i depends on the run's key and on i only, so a run that was
 interrupted and resumed ends where an uninterrupted one ends.  Evaluations start where
-they always do, whatever the key.  With keys [S], and float
-hyperparameters [S], many runs are one program, sharded over the devices.
+they always do, whatever the key.  With keys [S], and float hyperparameters [S], many
+runs are one program, sharded over the devices.
 """
 
 import time
