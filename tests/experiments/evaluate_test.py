@@ -2,12 +2,17 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
 from experiments import evaluate
-from experiments.runs import metrics_log
+from experiments.runs import metrics_log, registry
+from mbrl_jax import rollout
+from mbrl_jax.training import train
+from mbrl_jax.types import Env, Key, Policy
 
 NAMES = [f"eval/{name}" for name in evaluate.COLUMNS]
 
@@ -33,6 +38,26 @@ def test_other_episodes_can_be_asked_for(finished: Path) -> None:
     assert record["num_episodes"] == 3
     assert record["seed"] == 7
     assert record[NAMES[0]] != metrics_log.read(finished)[-1][NAMES[0]]
+
+
+def test_another_seed_is_that_of_the_starts_too(
+    finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[np.ndarray] = []
+    of_policies = rollout.evaluate
+
+    def spy(key: Key, env: Env, policy: Policy, number: int, starts: Key) -> Any:
+        jax.debug.callback(found.append, jax.random.key_data(starts))
+        return of_policies(key, env, policy, number, starts)
+
+    monkeypatch.setattr(rollout, "evaluate", spy)
+    run = registry.load(finished, print)
+    for seed, expected in ((None, train.EVALUATION_SEED), (7, 7)):
+        evaluate.evaluate(run, seed, 1)
+        jax.effects_barrier()
+        expected_key = jax.random.key_data(jax.random.key(expected))
+        np.testing.assert_array_equal(found[-1], expected_key)
+    assert len(found) == 2
 
 
 def test_the_table_has_a_row_per_seed_and_their_mean() -> None:
