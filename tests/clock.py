@@ -3,7 +3,7 @@
 CPU seconds, with those of child processes, since the clock on the wall says little on
 a machine that others use too.  After a run there is a table: the time per file, how
 much of it was tracing and compiling, how many programs were compiled, and the slowest
-tests.  A run of everything fails if it takes more than BUDGET, an algorithm if its
+tests.  A run of everything fails if it takes more than its budget, an algorithm if its
 contract or its own file takes more than its share.
 """
 
@@ -22,7 +22,10 @@ import pytest
 from tests import compiling
 
 # CPU seconds.
-BUDGET = 2800  # of all tests, as measured; a quarter of an hour on two cores is 1,500
+BUDGETS = {  # of all tests with a mark; a quarter of an hour on two cores is 1,500
+    "not slow": 1500,
+    "slow": 1300,
+}
 CONTRACT = 20  # of one algorithm in contract_test.py
 OWN_TESTS = 60  # of one file in tests/algorithms
 SLACK = 1.4  # other machines are slower, and busy ones, too
@@ -80,22 +83,26 @@ class Clock:
         terminalreporter.section("CPU seconds")
         for line in table(self.tests):
             terminalreporter.write_line(line)
-        for line in overruns(self.tests, everything(config)):
+        for line in overruns(self.tests, budget(config)):
             terminalreporter.write_line(line, red=True)
 
     def pytest_sessionfinish(self, session: Any) -> None:
         if session.config.option.clock and not hasattr(session.config, "workerinput"):
             record = json.dumps(summary(self.tests), indent=1)
             Path(session.config.option.clock).write_text(f"{record}\n")
-        if overruns(self.tests, everything(session.config)) and not session.exitstatus:
+        if overruns(self.tests, budget(session.config)) and not session.exitstatus:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
-def everything(config: Any) -> bool:
-    """Whether all tests are run, not some that were asked for."""
+def budget(config: Any) -> int | None:
+    """Of the run; None if it is of some tests that were asked for."""
     last_failed = getattr(config.option, "lf", False)  # absent without its plugin
-    chosen = config.option.keyword or config.option.markexpr or last_failed
-    return config.args_source is config.ArgsSource.TESTPATHS and not chosen
+    if config.option.keyword or last_failed:
+        return None
+    if config.args_source is not config.ArgsSource.TESTPATHS:
+        return None
+    mark = config.option.markexpr
+    return BUDGETS.get(mark) if mark else sum(BUDGETS.values())
 
 
 def total(tests: dict[str, dict[str, float]]) -> float:
@@ -129,12 +136,12 @@ def table(tests: dict[str, dict[str, float]]) -> list[str]:
         *(row(spent, name) for name, spent in files),
         head + "slowest tests",
         *(row(spent, name) for name, spent in slowest),
-        f"{total(tests):>7.1f} of {BUDGET} in all, {len(tests)} tests",
+        f"{total(tests):>7.1f} in all, {len(tests)} tests",
     ]
 
 
-def overruns(tests: dict[str, dict[str, float]], everything: bool) -> list[str]:
-    """What took more than its share, a line each."""
+def overruns(tests: dict[str, dict[str, float]], budget: int | None) -> list[str]:
+    """What took more than its share, a line each; `budget` is that of all."""
     shares: Counter[tuple[str, int]] = Counter()
     for name, spent in tests.items():
         file, _, test = name.partition("::")
@@ -145,10 +152,10 @@ def overruns(tests: dict[str, dict[str, float]], everything: bool) -> list[str]:
         elif file.startswith("tests/algorithms/"):
             shares[file, OWN_TESTS] += spent["cpu"]
     found = [
-        f"{name} took {spent:.0f} CPU seconds, may take {budget}"
-        for (name, budget), spent in shares.items()
-        if spent > SLACK_OF_SHARES * budget
+        f"{name} took {spent:.0f} CPU seconds, may take {share}"
+        for (name, share), spent in shares.items()
+        if spent > SLACK_OF_SHARES * share
     ]
-    if everything and total(tests) > SLACK * BUDGET:
-        found.append(f"all tests took {total(tests):.0f}, may take {BUDGET}")
+    if budget and total(tests) > SLACK * budget:
+        found.append(f"all tests took {total(tests):.0f}, may take {budget}")
     return found if compiling.OLDER_EMITTERS else []  # newer ones take longer

@@ -25,7 +25,7 @@ def test_the_table_has_files_and_tests_in_order():
         "b.py::x",
         "b.py::y",
     ]
-    assert lines[7].startswith("    7.0 of")
+    assert lines[7] == "    7.0 in all, 3 tests"
 
 
 def test_the_summary_adds_up():
@@ -40,29 +40,29 @@ def test_the_summary_adds_up():
 
 @pytest.mark.parametrize("factor", [0.9, 1.1])
 @pytest.mark.parametrize(
-    ("names", "budget", "everything", "says"),
+    ("names", "share", "budget", "says"),
     [
-        (["tests/a_test.py::x", "tests/b_test.py::y"], clock.BUDGET, True, "all tests"),
+        (["tests/a_test.py::x", "tests/b_test.py::y"], 1500, 1500, "all tests"),
         (
             ["tests/contract_test.py::x[sac]", "tests/contract_test.py::y[sac-True]"],
             clock.CONTRACT,
-            False,
+            None,
             "the contract of sac",
         ),
         (
             ["tests/algorithms/a_test.py::x", "tests/algorithms/a_test.py::y[1]"],
             clock.OWN_TESTS,
-            False,
+            None,
             "tests/algorithms/a_test.py",
         ),
     ],
 )
 def test_what_takes_more_than_its_share_is_named(
-    names: list[str], budget: int, everything: bool, says: str, factor: float
+    names: list[str], share: int, budget: int | None, says: str, factor: float
 ):
-    slack = clock.SLACK if everything else clock.SLACK_OF_SHARES
-    each = factor * slack * budget / len(names)
-    found = clock.overruns({name: spent(each) for name in names}, everything)
+    slack = clock.SLACK if budget else clock.SLACK_OF_SHARES
+    each = factor * slack * share / len(names)
+    found = clock.overruns({name: spent(each) for name in names}, budget)
     assert len(found) == (factor > 1)
     assert all(line.startswith(f"{says} took") for line in found)
 
@@ -72,27 +72,40 @@ def test_shares_are_not_added_up():
     half = clock.SLACK_OF_SHARES * clock.CONTRACT * 0.9
     names = ("x[sac]", "x[td3]", "test_without_a_name")
     tests = {f"tests/contract_test.py::{name}": spent(half) for name in names}
-    assert clock.overruns(tests, everything=True) == []
-    tests = {f"tests/x_test.py::{i}": spent(clock.BUDGET) for i in range(9)}
-    assert clock.overruns(tests, everything=False) == []
+    assert clock.overruns(tests, 1500) == []
+    tests = {f"tests/x_test.py::{i}": spent(1500.0) for i in range(9)}
+    assert clock.overruns(tests, None) == []
 
 
-def test_a_run_that_overruns_fails():
+def config_of(mark: str, keyword: str = "") -> Any:
+    """As pytest's, of a run without names of files."""
+    config = type("Config", (), {})()
+    options = {"keyword": keyword, "markexpr": mark, "lf": False, "clock": ""}
+    config.option = type("Option", (), options)
+    config.ArgsSource = type("Source", (), {"TESTPATHS": 1})
+    config.args_source = 1
+    return config
+
+
+def test_each_part_has_a_budget_and_a_choice_of_tests_has_none():
+    parts = {mark: clock.budget(config_of(mark)) for mark in ("slow", "not slow")}
+    assert parts == clock.BUDGETS
+    assert clock.budget(config_of("")) == sum(clock.BUDGETS.values())
+    assert clock.budget(config_of("not slow", keyword="sac")) is None
+    assert clock.budget(config_of("something")) is None
+
+
+@pytest.mark.parametrize("mark", clock.BUDGETS)
+def test_a_run_that_overruns_fails(mark: str):
     class Session:
         exitstatus: Any = 0
-        config: Any = None
+        config: Any = config_of(mark)
 
     timer, session = clock.Clock(), Session()
-    session.config = type("Config", (), {})()
-    session.config.option = type(
-        "Option", (), {"keyword": "", "markexpr": "", "lf": 0, "clock": ""}
-    )
-    session.config.ArgsSource = type("Source", (), {"TESTPATHS": 1})
-    session.config.args_source = 1
     timer.tests = {"tests/a_test.py::x": spent(1.0)}
     timer.pytest_sessionfinish(session)
     assert session.exitstatus == 0
-    timer.tests = {"tests/a_test.py::x": spent(2 * clock.SLACK * clock.BUDGET)}
+    timer.tests = {"tests/a_test.py::x": spent(2 * clock.SLACK * clock.BUDGETS[mark])}
     timer.pytest_sessionfinish(session)
     assert session.exitstatus == pytest.ExitCode.TESTS_FAILED
 
