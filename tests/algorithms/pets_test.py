@@ -162,6 +162,7 @@ def test_the_best_action_is_found_by_a_learned_reward():
     assert metrics["episode/return"][-15:].mean() > 0.93
 
 
+@pytest.mark.slow
 def test_point_mass():
     """Solved within 6 episodes of 30 steps.
 

@@ -116,6 +116,7 @@ def test_what_is_seen_on_the_way_matters_from_version_15_on(module: Any, blind: 
         assert bool((here == there).all()) == same
 
 
+@pytest.mark.slow
 def test_point_mass():
     """Version 1.5 solves it within 6 episodes, as PETS does, with the same bound.
 

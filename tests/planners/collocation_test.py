@@ -67,6 +67,7 @@ SWING_UP = CollocationProblem(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "num_intervals", "cost"),
     [
