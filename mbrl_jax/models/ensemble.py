@@ -267,14 +267,16 @@ def _normalised(
     # a row that is not finite teaches nothing: it becomes the mean of the others
     good = finite.all_finite((inputs, targets), num_batch_axes=1)
 
-    def normalised(x: Array) -> tuple[normalize.Statistics, Array]:
+    def normalised(x: Array, constant_std: float) -> tuple[normalize.Statistics, Array]:
         x = jnp.where(good[:, None], x, 0)
-        stats = normalize.statistics(x, valid & good)
-        x = jax.vmap(normalize.normalise, (None, 0))(stats, x)
+        stats = normalize.statistics(x, valid & good, constant_std)
+        scale = jnp.where(stats.std > 0, stats.std, 1.0)
+        x = jax.vmap(normalize.normalise, (None, 0))(stats._replace(std=scale), x)
         return stats, jnp.where(good[:, None], x, 0)
 
-    input_stats, inputs = normalised(inputs)
-    target_stats, targets = normalised(targets)
+    input_stats, inputs = normalised(inputs, 1.0)
+    # what never changed is predicted so, without noise of a unit that no data chose
+    target_stats, targets = normalised(targets, 0.0)
     terminal = data.terminal.astype(inputs.dtype)
     return input_stats, target_stats, ModelData(inputs, targets, terminal)
 

@@ -10,18 +10,18 @@ from mbrl_jax.types import Array, Gaussian, Params
 
 class Statistics(NamedTuple):
     mean: Array  # [D]
-    std: Array  # [D], 1 where the data are constant
+    std: Array  # [D], 1 where the data are constant, or what `statistics` is given
 
 
 def identity(size: int) -> Statistics:
     return Statistics(jnp.zeros(size), jnp.ones(size))
 
 
-def statistics(x: Array, valid: Array) -> Statistics:
+def statistics(x: Array, valid: Array, constant_std: float = 1.0) -> Statistics:
     """Mean and standard deviation of the rows of `x` [C, D] where `valid` [C].
 
-    A column that is constant up to rounding keeps the scale 1, so that noise is not
-    blown up.
+    A column that is constant up to rounding has `constant_std`: with 1, noise is not
+    blown up; with 0, `denormalise` gives the constant, whatever it is given.
     """
     mask, count = valid[:, None], jnp.maximum(valid.sum(), 1)
     # relative to a valid row, a constant column is exactly 0, however many are summed
@@ -29,7 +29,8 @@ def statistics(x: Array, valid: Array) -> Statistics:
     shifted = jnp.where(mask, x - origin[None], 0)
     shift = shifted.sum(axis=0) / count
     centred = jnp.where(mask, shifted - shift[None], 0)
-    return _scaled(origin + shift, jnp.sqrt((centred**2).sum(axis=0) / count))
+    std = jnp.sqrt((centred**2).sum(axis=0) / count)
+    return _scaled(origin + shift, std, constant_std)
 
 
 def normalise(stats: Statistics, x: Array) -> Array:
@@ -120,7 +121,7 @@ def _with_layer(
     return {"kernel": kernel, "bias": bias}
 
 
-def _scaled(mean: Array, std: Array) -> Statistics:
-    """With a std of 1 in place of rounding errors."""
+def _scaled(mean: Array, std: Array, constant_std: float = 1.0) -> Statistics:
+    """With `constant_std` in place of rounding errors."""
     floor = 1e-6 * jnp.maximum(jnp.abs(mean), 1e-2)
-    return Statistics(mean, jnp.where(std > floor, std, 1.0))
+    return Statistics(mean, jnp.where(std > floor, std, constant_std))

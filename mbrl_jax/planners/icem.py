@@ -27,7 +27,9 @@ def icem(
     minus `noise_exponent` along the horizon; the elites kept from the last iteration
     and the last plan (`plan.elites`, whose number K is the caller's); a population that
     shrinks by `decay` per iteration; clipping at the limit; the mean among the last
-    samples.  A return that is not finite is worse than any other.
+    samples.  A return that is not finite is worse than any other.  Of equal returns, as
+    where each step that is survived earns 1, the mean's wins, then those that were
+    kept: fresh noise is not executed for nothing.
     """
     num_kept = plan.elites.shape[0]
     mean, var, kept = plan.mean, jnp.square(plan.std), plan.elites
@@ -37,10 +39,10 @@ def icem(
         noise = coloured_noise(key, (size, *mean.shape), noise_exponent, mean.dtype)
         samples = mean[None] + jnp.sqrt(var)[None] * noise
         samples = jnp.clip(samples, -action_limit, action_limit)
-        extra = [samples, kept]
+        candidates = [kept, samples]
         if i == num_iterations - 1:
-            extra.append(mean[None])
-        samples = jnp.concatenate(extra)  # [N + K, H, A]
+            candidates.insert(0, mean[None])
+        samples = jnp.concatenate(candidates)  # [N + K, H, A]; the first of equals wins
         returns = finite.losing(sharding.vmap(objective)(samples))
         elite, elite_returns = elites.best(samples, returns, num_elites)
         kept = elite[:num_kept]

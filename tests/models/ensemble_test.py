@@ -372,6 +372,18 @@ def test_bad_rows_do_not_spread(bad: float):
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
+def test_what_never_changed_is_predicted_without_noise():
+    """No data say in which unit there could be any.  Here the reward is constant."""
+    config = dataclasses.replace(TINY, probabilistic=True, learn_reward=True)
+    model, fit = make(config)
+    data = filled(*NOISE, 64, reward=0.7)
+    state, _ = fit(jax.random.key(0), model.init(jax.random.key(0)), data)
+    mean, std = predict(model, state, ON_DATA)
+    np.testing.assert_allclose(mean[..., 1], 0.7, rtol=1e-6)
+    np.testing.assert_array_equal(std[..., 1], 0)
+    assert (std[..., 0] > 0).all()
+
+
 @pytest.mark.parametrize("unused", [1e6, jnp.nan])
 def test_unused_slots_are_not_read(unused: float):
     model, fit = make(TINY)

@@ -41,6 +41,15 @@ def test_a_column_constant_up_to_rounding_keeps_the_scale_1():
     np.testing.assert_allclose(std, [1.0, 0.5**0.5, 1e-4 * 0.5**0.5], rtol=1e-6)
 
 
+def test_a_constant_column_may_have_no_scale():
+    x = jnp.array([[2.0, 1.0], [2.0, 3.0]])
+    stats = normalize.statistics(x, jnp.ones(2, bool), 0.0)
+    np.testing.assert_array_equal(stats.std, [0.0, 1.0])
+    back = normalize.denormalise(stats, Gaussian(jnp.ones(2), jnp.ones(2)))
+    np.testing.assert_array_equal(back.mean, [2.0, 3.0])
+    np.testing.assert_array_equal(back.std, [0.0, 1.0])
+
+
 def test_no_row_at_all():
     mean, std = normalize.statistics(jnp.full((4, 2), jnp.nan), jnp.zeros(4, bool))
     np.testing.assert_array_equal(mean, [0.0, 0.0])

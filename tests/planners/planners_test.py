@@ -288,6 +288,18 @@ def test_icem_tries_its_mean():
     np.testing.assert_array_equal(found.actions, TARGET)
 
 
+@pytest.mark.parametrize("num_kept", [0, 3])
+def test_icem_executes_its_mean_where_all_are_equal(num_kept: int):
+    """And keeps what it kept, so that no noise is executed that earns nothing."""
+    num: Any = {"num_samples": 20, "num_elites": 5, "num_iterations": 1}
+    search = partial(icem, action_limit=1.0, momentum=1.0, **num)
+    start = plan(TARGET, std=0.5, num_kept=num_kept)
+    equal = lambda actions: jnp.ones(())
+    found, _ = jax.jit(search, static_argnums=1)(jax.random.key(0), equal, start)
+    np.testing.assert_array_equal(found.actions, TARGET)
+    np.testing.assert_array_equal(found.elites[1:], start.elites[: num_kept - 1])
+
+
 def test_icem_searches_with_fewer_and_fewer(monkeypatch: pytest.MonkeyPatch):
     """But with twice the elites at least; besides what it kept, and its last mean."""
     sizes = []
