@@ -1,11 +1,13 @@
 """From pure functions of a physical state to an `Env`; an integrator; a time limit."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 
+from mbrl_jax.envs import returned
 from mbrl_jax.ops import circle, raster
 from mbrl_jax.types import Array, Env, EnvState, Key, PyTree
 
@@ -42,26 +44,40 @@ def make_env(
     """Clips actions, counts time, and keeps the types of a state from step to step.
 
     With `num_actions` in place of a size and a limit they are discrete, int32 [], and
-    neither clipped nor drawn.
+    neither clipped nor drawn.  What the functions return may be Python's numbers, and
+    observations whole ones: they are made floats before `reward` and `terminal` see
+    them.  Raises ValueError, which names the function, for what is not what it should
+    be; all are traced once.
     """
     _check_episode_length(episode_length)
+    _check_actions(name, action_size, action_limit, num_actions)
+    first = returned.named(f"{name}: initial", initial)
+    move = returned.named(f"{name}: dynamics", dynamics)
+    see = returned.vector(f"{name}: observe", observe)
+    pay = returned.number(f"{name}: reward", reward)
+    end = returned.boolean(f"{name}: terminal", terminal)
 
     def clip(action: Array) -> Array:
         if num_actions:
-            return action.astype(jnp.int32)
-        return jnp.clip(action, -action_limit, action_limit)
+            return returned.whole(action, f"actions of {name}")
+        return jnp.clip(jnp.asarray(action), -action_limit, action_limit)
 
     def nothing(dtype: jnp.dtype) -> Array:
         if num_actions:
             return jnp.zeros((), jnp.int32)
         return jnp.zeros(action_size, dtype)
 
+    @functools.cache
+    def types(real: jnp.dtype) -> PyTree:
+        """Those of a state, while floats are `real`."""
+        step = lambda state: move(state, nothing(see(state).dtype))
+        return returned.lasting_types(first, step, f"{name}: dynamics")
+
     def reset(key: Key) -> EnvState:
-        state = initial(key)
-        state = _like(state, state)
-        obs = observe(state)
+        state = returned.like(first(key), types(jnp.result_type(float)))
+        obs = see(state)
         return EnvState(
-            obs=obs.astype(obs.dtype),
+            obs=obs,
             reward=jnp.zeros((), obs.dtype),
             terminal=jnp.zeros((), bool),
             truncated=jnp.zeros((), bool),
@@ -71,14 +87,14 @@ def make_env(
 
     def step(env_state: EnvState, action: Array) -> EnvState:
         action, obs = clip(action), env_state.obs
-        state = dynamics(env_state.sim.state, action.astype(env_state.sim.action.dtype))
-        sim = _like(Sim(state, action), env_state.sim)
-        next_obs = observe(sim.state).astype(obs.dtype)
+        state = move(env_state.sim.state, action.astype(env_state.sim.action.dtype))
+        sim = returned.like(Sim(state, action), env_state.sim)
+        next_obs = see(sim.state).astype(obs.dtype)
         time = env_state.time + 1
-        ended = terminal(obs, sim.action, next_obs)
+        ended = end(obs, sim.action, next_obs)
         return EnvState(
             obs=next_obs,
-            reward=reward(obs, sim.action, next_obs).astype(obs.dtype),
+            reward=pay(obs, sim.action, next_obs).astype(obs.dtype),
             terminal=ended,
             truncated=(time >= episode_length) & ~ended,
             time=time,
@@ -91,29 +107,41 @@ def make_env(
         return raster.to_uint8(raster.paint(picture, view))
 
     draw_all = jax.jit(lambda sims: jax.lax.map(draw, sims))
+    start = jax.eval_shape(lambda: reset(jax.random.key(0)))
+    jax.eval_shape(step, start, start.sim.action)  # what does not work fails here
     return Env(
         name=name,
         reset=reset,
         step=step,
-        obs_size=jax.eval_shape(lambda: reset(jax.random.key(0))).obs.shape[0],
+        obs_size=start.obs.shape[0],
         action_size=action_size,
         action_limit=action_limit,
         num_actions=num_actions,
         episode_length=episode_length,
-        reward=lambda obs, action, next_obs: reward(obs, clip(action), next_obs),
-        terminal=lambda obs, action, next_obs: terminal(obs, clip(action), next_obs),
+        reward=lambda obs, action, next_obs: pay(obs, clip(action), next_obs),
+        terminal=lambda obs, action, next_obs: end(obs, clip(action), next_obs),
         render=lambda env_states: draw_all(env_states.sim),
     )
 
 
 def time_limit(env: Env, episode_length: int) -> Env:
-    """The same task, cut after `episode_length` steps in place of its own number."""
+    """The same task, cut after `episode_length` steps in place of its own number.
+
+    What an environment cuts before its own number of steps stays cut.  Raises
+    ValueError for more steps than an environment on the host was made for.
+    """
     _check_episode_length(episode_length)
+    if env.host and episode_length > env.episode_length:
+        raise ValueError(
+            f"{env.name} was made for episodes of {env.episode_length} steps: for "
+            f"{episode_length} make it with that episode_length"
+        )
 
     def step(env_state: EnvState, action: Array) -> EnvState:
         after = env.step(env_state, action)
+        own = after.truncated & (after.time < env.episode_length)
         late = after.time >= episode_length
-        return after._replace(truncated=late & ~after.terminal)
+        return after._replace(truncated=(own | late) & ~after.terminal)
 
     return env._replace(step=step, episode_length=episode_length)
 
@@ -128,6 +156,7 @@ def observe_all(env: Env) -> Env:
 
 def partly_observed(env: Env, name: str, show: Callable[[Array], Array]) -> Env:
     """The same task, but of its observations only `show(obs)` is seen."""
+    show = returned.vector(f"{name}: show", show)
     seen = _showing(env, lambda env_state: show(env_state.obs))
     size = jax.eval_shape(seen.reset, jax.random.key(0)).obs.shape[0]
     return seen._replace(name=name, obs_size=size)
@@ -184,14 +213,15 @@ def _check_episode_length(episode_length: int) -> None:
         raise ValueError(f"episode_length must be at least 1, not {episode_length}")
 
 
-def _like(new: PyTree, old: PyTree) -> PyTree:
-    """`new` with the types of `old`, none of them weak: a scan carry must keep them."""
-
-    def cast(new: Array, old: Array) -> Array:
-        is_key = jnp.issubdtype(old.dtype, jax.dtypes.prng_key)
-        return new if is_key else new.astype(old.dtype)
-
-    return jax.tree.map(cast, new, old)
+def _check_actions(
+    name: str, action_size: int, action_limit: float, num_actions: int
+) -> None:
+    continuous = action_size > 0 and action_limit > 0
+    if continuous == (num_actions > 0):
+        raise ValueError(
+            f"{name}: either action_size and action_limit or num_actions must be "
+            f"positive, not {action_size} and {action_limit:g}, or {num_actions}"
+        )
 
 
 def _gauges(fractions: Array, view: raster.View) -> list[raster.Shapes]:
