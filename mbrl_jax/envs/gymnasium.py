@@ -10,7 +10,9 @@ other environment; but only one run at a time is possible: `vmap` is refused.
 
 import contextlib
 import math
+import re
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -20,7 +22,15 @@ import numpy as np
 from jax.custom_batching import custom_vmap
 from jax.experimental import io_callback
 
+from mbrl_jax.envs import returned
 from mbrl_jax.types import Array, Env, EnvState, Key
+
+PROBED = 5  # steps that are made twice, to see whether they come out the same
+REMEDY = (
+    "its randomness must come from that seed, and nothing may count on over episodes, "
+    "as NormalizeObservation does"
+)
+PICTURES = "rgb_array"  # the render mode that has them
 
 Rule = Callable[[Array, Array, Array], Array]  # (obs [O], action [A], next_obs [O])
 
@@ -30,6 +40,18 @@ class Sim(NamedTuple):
 
     seed: Array  # [] int32
     actions: Array  # [L, A], L = episode_length
+
+
+class HostFault(RuntimeError):
+    """What a simulator on the host did wrong, in one line that names it."""
+
+
+def fault(error: BaseException) -> str | None:
+    """That line, if it is why a jitted function failed: jax hides it in a traceback."""
+    if isinstance(error, HostFault):
+        return str(error)
+    found = re.findall(rf"\b{HostFault.__name__}: (.*)", str(error))
+    return found[-1] if found else None
 
 
 class GymnasiumTask(NamedTuple):
@@ -45,12 +67,15 @@ def make(
     episode_length: int | None = None,
     reward: Rule | None = None,
     terminal: Rule | None = None,
+    replay: bool = True,
     **kwargs: Any,
 ) -> Env:
-    """`gymnasium.make(env_id, **kwargs)`.
+    """`gymnasium.make(env_id, **kwargs)`, closed when it is needed no more.
 
     `episode_length` None is Gymnasium's own limit, or 1000 if it has none.  `reward`
-    and `terminal` default to those in `TASKS`.
+    and `terminal` default to those in `TASKS`.  Pictures are those of its render mode
+    "rgb_array", if it has that one.  Raises ValueError for what cannot be made or, with
+    `replay`, does not come out the same when it is reset with the same seed.
     """
     try:
         import gymnasium
@@ -62,19 +87,40 @@ def make(
 
     if episode_length is not None:
         kwargs["max_episode_steps"] = episode_length
+    name = f"gymnasium/{env_id}"
+
+    def build(**more: Any) -> Any:
+        try:
+            return gymnasium.make(
+                env_id, disable_env_checker=True, **{**kwargs, **more}
+            )
+        except (ImportError, gymnasium.error.Error) as error:
+            said = returned.in_a_line(error)
+            raise ValueError(f"gymnasium does not make {env_id!r}: {said}") from error
+        except Exception as error:
+            raise ValueError(f"{name} fails: {returned.in_a_line(error)}") from error
+
+    host_env = build()
     try:
-        host_env = gymnasium.make(env_id, disable_env_checker=True, **kwargs)
-    except gymnasium.error.Error as error:
-        raise ValueError(f"gymnasium does not make {env_id!r}: {error}") from error
-    limit = host_env.spec.max_episode_steps if host_env.spec else None
-    task = TASKS.get(env_id)
-    return adapt(
-        host_env,
-        name=f"gymnasium/{env_id}",
-        episode_length=limit or 1000,
-        reward=reward or (task.reward if task else None),
-        terminal=terminal or (task.terminal if task else None),
-    )
+        modes = (getattr(host_env, "metadata", None) or {}).get("render_modes") or ()
+        task = TASKS.get(env_id)
+        env = adapt(
+            host_env,
+            name=name,
+            episode_length=_limit(host_env) or 1000,
+            reward=reward or (task.reward if task else None),
+            terminal=terminal or (task.terminal if task else None),
+            replay=replay,
+            probe=replay,
+            painter=(lambda: build(render_mode=PICTURES))
+            if PICTURES in modes
+            else None,
+        )
+    except Exception:
+        _close(host_env)
+        raise
+    weakref.finalize(env.step, _close, host_env)
+    return env
 
 
 def adapt(
@@ -85,13 +131,17 @@ def adapt(
     reward: Rule | None = None,
     terminal: Rule | None = None,
     replay: bool = True,
+    probe: bool = False,
+    painter: Callable[[], Any] | None = None,
 ) -> Env:
     """Any object with Gymnasium's `reset`, `step`, `observation_space`, `action_space`.
 
     Observations are flattened.  Actions are mapped from [-limit, limit] to the box; the
-    limit is the box's own if it is the same in all directions, else 1.  Discrete ones
-    are numbers from 0 on.  Set `replay` to false for a system that cannot be brought
-    back to an earlier state.
+    limit is the box's own if it is the same in all directions, else 1.  They are
+    rounded for a box of whole numbers; discrete ones are numbers from 0 on.  Set
+    `replay` to false for a system that cannot be brought back to an earlier state.
+    With `probe` it is moved a few steps, twice: what does not come out the same raises
+    ValueError.  `painter` makes another one, whose `render()` is a picture.
     """
     if episode_length < 1:
         raise ValueError(f"episode_length must be at least 1, not {episode_length}")
@@ -106,9 +156,16 @@ def adapt(
             return int(action[0]) + int(host_env.action_space.start)
         box = action if symmetric else low + (action / limit + 1) / 2 * (high - low)
         space = host_env.action_space
-        return np.clip(box, low, high).astype(space.dtype).reshape(space.shape)
+        box = np.clip(box, low, high)
+        if np.issubdtype(space.dtype, np.integer):
+            box = np.rint(box)  # cut off, 0 would be most of [-1, 1]
+        return box.astype(space.dtype).reshape(space.shape)
 
     host = _host(host_env, name, to_space, replay)
+    if probe:
+        shape = (min(PROBED, episode_length), size)
+        actions = limit * np.random.default_rng(0).uniform(-1, 1, shape)
+        _check_replay(host, name, np.zeros(shape) if num_actions else actions)
 
     @custom_vmap
     def call(message: Array) -> Array:
@@ -163,6 +220,7 @@ def adapt(
         episode_length=episode_length,
         reward=reward,
         terminal=terminal,
+        render=_renderer(painter, name, to_space) if painter and replay else None,
         host=True,
     )
 
@@ -209,19 +267,35 @@ def _host(
     lock = threading.Lock()
     stands: tuple[int, bytes] | None = None  # seed and actions since, or unknown
 
+    def see(obs: Any) -> np.ndarray:
+        flat = _flat(obs)
+        if flat.size != obs_size:
+            shape = host_env.observation_space.shape
+            raise ValueError(f"an observation has shape {np.shape(obs)}, not {shape}")
+        return flat
+
     def start(seed: int) -> np.ndarray:
         nonlocal stands
         stands = None  # if the next line fails
-        obs, _ = host_env.reset(seed=seed)
+        obs, _ = _values("reset", host_env.reset(seed=seed), "obs, info")
         stands = (seed, b"")
-        return np.concatenate([_flat(obs), np.zeros(3)])
+        return np.concatenate([see(obs), np.zeros(3)])
 
     def move(seed: int, past: np.ndarray, action: np.ndarray) -> np.ndarray:
         nonlocal stands
         stands = None
-        obs, reward, ended, late, _ = host_env.step(to_space(action))
+        obs, reward, ended, late, _ = _values(
+            "step",
+            host_env.step(to_space(action)),
+            "obs, reward, terminated, truncated, info",
+        )
+        if np.ndim(reward):
+            raise ValueError(
+                f"reward must be a number, not of shape {np.shape(reward)}"
+            )
+        flags = [_flag("terminated", ended), _flag("truncated", late)]
         stands = (seed, past.tobytes() + action.tobytes())
-        return np.concatenate([_flat(obs), [reward, ended, late]])
+        return np.concatenate([see(obs), [float(reward), *flags]])
 
     def rewind(seed: int, past: np.ndarray, obs: np.ndarray) -> None:
         if not replay:
@@ -230,7 +304,9 @@ def _host(
         for time, action in enumerate(past):
             seen = move(seed, past[:time], action)
         if not np.array_equal(seen[:obs_size].astype(obs.dtype), obs, equal_nan=True):
-            raise RuntimeError("it is not deterministic: replayed, it came elsewhere")
+            raise RuntimeError(
+                f"it is not deterministic: replayed, it came elsewhere; {REMEDY}"
+            )
 
     def step(message: np.ndarray) -> np.ndarray:
         seed, time = int(message[0]), int(message[1])
@@ -255,8 +331,86 @@ def _explained(name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        what = f"{type(error).__name__}: {error}"
-        raise RuntimeError(f"{name} failed: {what}") from error
+        raise HostFault(f"{name} failed: {returned.in_a_line(error)}") from error
+
+
+def _check_replay(
+    host: Callable[[np.ndarray], np.ndarray], name: str, actions: np.ndarray
+) -> None:
+    """Raises ValueError if the same `actions` [T, A] do not end the same."""
+
+    def answers() -> np.ndarray:
+        seed, found = 0, [host(np.zeros(1))]
+        for time, action in enumerate(actions):
+            obs = found[-1][:-3]
+            parts = ([seed, time], obs, action, actions.ravel())
+            found.append(host(np.concatenate(parts)))
+            if found[-1][-2:].any():
+                break
+        return np.array(found, np.float32)
+
+    try:
+        one, two = answers(), answers()
+    except HostFault as error:
+        raise ValueError(str(error)) from error
+    if not np.array_equal(one, two, equal_nan=True):
+        raise ValueError(
+            f"{name} does not do the same again after reset(seed=0): {REMEDY}"
+        )
+
+
+def _renderer(
+    painter: Callable[[], Any], name: str, to_space: Callable[[np.ndarray], Any]
+) -> Callable[[EnvState], Any]:
+    """Makes the episode again in another simulator, which paints."""
+
+    def render(states: EnvState) -> np.ndarray:
+        times = set(np.asarray(states.time).tolist())
+        actions = np.asarray(states.sim.actions)[-1, : max(times)]
+        simulator = painter()
+        try:
+            with _explained(name):
+                simulator.reset(seed=int(states.sim.seed[-1]))
+                frames = [_frame(simulator)] if 0 in times else []
+                for time, action in enumerate(actions, start=1):
+                    simulator.step(to_space(action))
+                    frames += [_frame(simulator)] if time in times else []
+        finally:
+            _close(simulator)
+        return np.stack(frames)
+
+    return render
+
+
+def _frame(simulator: Any) -> np.ndarray:
+    frame = np.asarray(simulator.render())
+    if frame.ndim != 3 or frame.dtype != np.uint8:
+        raise ValueError(f"render() gave {frame.dtype} of shape {frame.shape}")
+    return frame
+
+
+def _close(host_env: Any) -> None:
+    with contextlib.suppress(Exception):  # nothing depends on it any more
+        host_env.close()
+
+
+def _limit(host_env: Any) -> int | None:
+    return host_env.spec.max_episode_steps if host_env.spec else None
+
+
+def _values(function: str, values: Any, names: str) -> tuple[Any, ...]:
+    """Of the names; older versions of Gymnasium's protocol have others."""
+    number = len(names.split(","))
+    if not isinstance(values, tuple) or len(values) != number:
+        found = len(values) if isinstance(values, tuple) else type(values).__name__
+        raise ValueError(f"{function} must return {number} values ({names}): {found}")
+    return values
+
+
+def _flag(name: str, value: Any) -> bool:
+    if np.ndim(value) or value not in (0, 1):
+        raise ValueError(f"{name} must be True or False, not {value!r}")
+    return bool(value)
 
 
 def _flat(obs: Any) -> np.ndarray:

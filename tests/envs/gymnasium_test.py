@@ -1,6 +1,8 @@
 """The adapter against Gymnasium stepped directly, and against systems that fail."""
 
+import gc
 import sys
+from typing import ClassVar
 
 import gymnasium as gym
 import jax
@@ -8,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mbrl_jax import policies, rollout
 from mbrl_jax.envs import gymnasium
 
 KEY = jax.random.key(0)
@@ -251,6 +254,159 @@ def test_users_rules_come_first():
     env = gymnasium.make("Pendulum-v1", reward=rule, terminal=rule)
     assert env.reward is env.terminal is rule
     assert gymnasium.adapt(Counter(), name="counter").reward is None
+
+
+class Written(gym.Env):
+    """A line that an action moves on; parts are replaced as `replaced` says."""
+
+    metadata: ClassVar = {"render_modes": ["rgb_array"]}
+    action_space = gym.spaces.Box(-1, 1, (1,))
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (2,))
+
+    def __init__(self, render_mode=None, replaced=(), closed=()):
+        self.render_mode, self.closed = render_mode, closed
+        for name, value in dict(replaced).items():
+            setattr(self, name, value)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.time, self.x = 0, self.np_random.uniform()
+        return np.array([self.time, self.x]), {}
+
+    def step(self, action):
+        self.time, self.x = self.time + 1, self.x + float(action[0])
+        return np.array([self.time, self.x]), 1, False, False, {}
+
+    def render(self):
+        return np.full((4, 6, 3), self.time, np.uint8)
+
+    def close(self):
+        self.closed.append(self.render_mode)
+
+
+gym.register("Written-v0", entry_point=Written, max_episode_steps=4)
+
+
+def test_pictures_are_those_of_another_simulator():
+    closed = []
+    env = gymnasium.make("Written-v0", closed=closed)
+    states, valid = rollout.trajectory(KEY, env, policies.uniform(env))
+    assert valid.all()
+    frames = env.render(states)
+    assert (frames.shape, frames.dtype) == ((5, 4, 6, 3), np.uint8)
+    np.testing.assert_array_equal(frames[:, 0, 0, 0], range(5))
+    some = jax.tree.map(lambda x: x[jnp.array([1, 3])], states)
+    np.testing.assert_array_equal(env.render(some)[:, 0, 0, 0], [1, 3])
+    assert closed == ["rgb_array"] * 2  # and not that which is stepped
+    blind = gymnasium.make("Written-v0", replaced={"metadata": {}}, closed=closed)
+    assert blind.render is None
+
+
+def test_a_simulator_is_closed_when_nothing_needs_it(monkeypatch):
+    closed = []
+    env = gymnasium.make("Written-v0", closed=closed)
+    assert closed == []
+    del env
+    gc.collect()
+    assert closed == [None]
+    with pytest.raises(ValueError, match="must have finite bounds"):
+        gymnasium.make("Written-v0", replaced={"action_space": INFINITE}, closed=closed)
+    assert closed == [None, None]
+
+
+def test_more_steps_than_its_own_limit():
+    env = gymnasium.make("Written-v0", episode_length=6)
+    states = run(env, KEY, jnp.zeros((6, 1)))
+    np.testing.assert_array_equal(states.truncated, [0, 0, 0, 0, 0, 1])
+
+
+def changing(**parts):
+    """Of what is returned: obs, reward, terminated, truncated, info."""
+
+    def step(action):
+        return tuple(
+            {**dict.fromkeys(NAMES), **GOOD, **parts}[name]
+            for name in NAMES
+            if parts.get(name) is not Ellipsis
+        )
+
+    return {"step": step}
+
+
+NAMES = ("obs", "reward", "terminated", "truncated", "info")
+GOOD = {"obs": np.zeros(2), "reward": 0.5, "terminated": False, "truncated": False}
+
+
+@pytest.mark.parametrize(
+    ("replaced", "message"),
+    [
+        (changing(obs=np.zeros(3)), r"an observation has shape \(3,\), not \(2,\)"),
+        (changing(reward=np.ones(1)), r"reward must be a number, not of shape \(1,\)"),
+        (changing(reward=None), "TypeError: float"),
+        (changing(terminated=None), "terminated must be True or False, not None"),
+        (changing(truncated=np.zeros(1)), "truncated must be True or False, not array"),
+        (changing(truncated=...), "not enough values to unpack"),  # of its TimeLimit
+        ({"reset": lambda: (0, {})}, "TypeError: .*unexpected keyword argument"),
+        ({"reset": lambda **options: np.zeros(2)}, "ValueError: .*unpack|2 values"),
+        ({"step": lambda action: [][1]}, "failed: IndexError: list index out of range"),
+        (changing(reward=0.5, obs=np.zeros(2)), None),
+    ],
+)
+def test_what_cannot_be_used_is_refused_before_it_is(replaced, message):
+    """In words, in one line, when it is made."""
+    if message is None:
+        assert gymnasium.make("Written-v0", replaced=replaced, closed=[]).obs_size == 2
+        return
+    with pytest.raises(ValueError, match=message) as error:
+        gymnasium.make("Written-v0", replaced=replaced, closed=[])
+    assert str(error.value).startswith("gymnasium/Written-v0 ")
+    assert "\n" not in str(error.value)
+
+
+def test_wrappers_that_count_on_are_refused():
+    def host():
+        return gym.wrappers.NormalizeObservation(Written(closed=[]))
+
+    with pytest.raises(
+        ValueError, match="robot does not do the same again after reset"
+    ):
+        gymnasium.adapt(host(), name="robot", episode_length=4, probe=True)
+    env = gymnasium.adapt(host(), name="robot", episode_length=4, replay=False)
+    assert run(env, KEY, jnp.zeros((4, 1))).truncated[-1]
+    wrapped = gym.wrappers.NormalizeReward(Written(closed=[]))
+    with pytest.raises(ValueError, match="robot does not do the same again"):
+        gymnasium.adapt(wrapped, name="robot", episode_length=4, probe=True)
+
+
+def test_chance_that_is_not_seeded_is_refused():
+    chance = np.random.default_rng(0)
+    reset = lambda **options: (chance.uniform(size=2), {})
+    replaced = {"reset": reset, **changing()}
+    with pytest.raises(ValueError, match=f"after reset.seed=0.: {gymnasium.REMEDY}"):
+        gymnasium.make("Written-v0", replaced=replaced, closed=[])
+
+
+def test_a_fault_is_one_line_however_it_arrives():
+    def step(action):
+        raise KeyError("joint\n\n3")
+
+    host = Written(closed=[])
+    env = gymnasium.adapt(host, name="robot", episode_length=4)
+    state = env.reset(KEY)
+    host.step = step
+    with pytest.raises(jax.errors.JaxRuntimeError) as error:
+        jax.block_until_ready(jax.jit(env.step)(state, jnp.zeros(1)))
+    assert gymnasium.fault(error.value) == r"robot failed: KeyError: 'joint\n\n3'"
+    assert gymnasium.fault(gymnasium.HostFault("as it is")) == "as it is"
+    assert gymnasium.fault(ValueError("something else")) is None
+
+
+def test_whole_numbers_are_reached_from_all_sides():
+    host = Counter()
+    host.action_space = gym.spaces.Box(0, 2, (1,), np.int64)
+    env = gymnasium.adapt(host, name="counter", episode_length=9)
+    run(env, KEY, jnp.array([[-0.9], [-0.4], [0.4], [0.9]]))
+    assert np.ravel(host.calls).tolist() == [0, 1, 1, 2]
 
 
 def broken_spaces(**spaces):
