@@ -35,8 +35,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mbrl_jax.envs import returned
 from mbrl_jax.envs.brax_tasks import BACKENDS, TASKS, Rule
-from mbrl_jax.ops import loop, raycast
+from mbrl_jax.ops import loop, raycast, root_logger
 from mbrl_jax.types import Array, Env, EnvState, Key, PyTree
 
 
@@ -105,16 +106,27 @@ def adapt(
         with _lenient():
             return brax_env.reset(jax.random.key_data(key))
 
-    like = jax.eval_shape(first, jax.random.key(0))
+    def move(sim: PyTree, action: Array) -> PyTree:
+        sim = jax.tree.map(lambda x: x, sim)  # its dicts are written into
+        with _lenient():
+            return brax_env.step(sim, action)
+
+    action_size = brax_env.action_size
+    like = returned.lasting_types(
+        first, lambda sim: move(sim, jnp.zeros(action_size)), f"{name}: step"
+    )
     obs_size = _obs_size(like.obs, obs_key)
+    see = returned.vector(f"{name}: obs", lambda obs: obs)
+    pay = returned.number(f"{name}: reward", lambda reward: reward)
 
     def env_state(sim: PyTree, time: Array) -> EnvState:
         # An explicit dtype takes a weak type away.
         sim = jax.tree.map(lambda x, y: jnp.asarray(x, y.dtype), sim, like)
-        obs = sim.obs if obs_key is None else sim.obs[obs_key]
+        obs = see(sim.obs if obs_key is None else sim.obs[obs_key])
         ended = (sim.done != 0) | ~jnp.isfinite(obs).all()
         truncated = (time >= episode_length) & ~ended
-        return EnvState(obs, sim.reward, ended, truncated, time, sim)
+        reward = pay(sim.reward).astype(obs.dtype)
+        return EnvState(obs, reward, ended, truncated, time, sim)
 
     def reset(key: Key) -> EnvState:
         return env_state(first(key), jnp.zeros((), jnp.int32))
@@ -123,14 +135,10 @@ def adapt(
     of_clipped = lambda rule: lambda obs, action, after: rule(obs, clip(action), after)
 
     def step(state: EnvState, action: Array) -> EnvState:
-        sim = jax.tree.map(lambda x: x, state.sim)  # its dicts are written into
-        with _lenient():
-            sim = brax_env.step(sim, clip(jnp.asarray(action, state.obs.dtype)))
+        sim = move(state.sim, clip(jnp.asarray(action, state.obs.dtype)))
         return env_state(sim, state.time + 1)
 
-    action_size = brax_env.action_size
-    start = jax.eval_shape(lambda sim: env_state(sim, jnp.int32(0)), like)
-    jax.eval_shape(step, start, jnp.zeros(action_size))
+    jax.eval_shape(lambda sim: env_state(sim, jnp.int32(0)), like)
     return Env(
         name=name,
         reset=reset,
@@ -212,7 +220,11 @@ def constraint_force(sys: Any, state: Any) -> Array:
 @contextlib.contextmanager
 def _lenient() -> Iterator[None]:
     """For code that was not written under our rules."""
-    with warnings.catch_warnings(), jax.numpy_rank_promotion("allow"):
+    with (
+        warnings.catch_warnings(),
+        jax.numpy_rank_promotion("allow"),
+        root_logger.kept(),
+    ):
         warnings.simplefilter("ignore")
         yield
 

@@ -83,7 +83,8 @@ def lasting_types(
 
     A count that starts with 0 and grows by 0.5 is a float from the start.
     """
-    state = jax.eval_shape(lambda: initial(jax.random.key(0)))
+    strong = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)
+    state = jax.tree.map(strong, jax.eval_shape(lambda: initial(jax.random.key(0))))
     while (wider := _of_both(state, jax.eval_shape(step, state), what)) != state:
         state = wider
     return state

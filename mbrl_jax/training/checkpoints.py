@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mbrl_jax.ops import root_logger
 from mbrl_jax.types import PyTree
 
 Config = Mapping[str, Any]  # whatever JSON can say
@@ -38,9 +39,7 @@ def save(folder: Path, step: int, state: PyTree, config: Config, keep: int = 3) 
     Checkpoints of later steps, which a resumed run has given up, are deleted first.
     Raises OSError, naming the last checkpoint that is complete, if anything fails.
     """
-    import orbax.checkpoint as ocp  # here because it is slow to import
-
-    arrays = _arrays(state)
+    ocp, arrays = _orbax(), _arrays(state)
     record = {
         "step": step,
         "config": config,
@@ -56,7 +55,7 @@ def save(folder: Path, step: int, state: PyTree, config: Config, keep: int = 3) 
             checkpointer.save(folder.resolve() / str(step), args=args)
         _delete(folder, steps(folder)[:-keep])
     except Exception as error:  # tensorstore reports a full disk as a ValueError
-        _delete(folder, [])
+        tidy(folder)
         good = steps(folder)
         last = f"the last good one is of step {good[-1]}" if good else "there is none"
         raise OSError(
@@ -77,18 +76,24 @@ def restore(
     checkpoints are passed over and reported.  Raises ValueError if the checkpoint
     belongs to another configuration or state, OSError if all are damaged.
     """
-    found = steps(folder)
-    for step in reversed(found):
+    tried: set[int] = set()
+    damaged = False
+    # listed anew each time: a run that goes on beside us saves new ones, deletes old
+    while left := [step for step in steps(folder) if step not in tried]:
+        step = left[-1]
+        tried.add(step)
         try:
             arrays, record = _read(folder, step)
         except Exception as error:  # damage shows as almost any exception
-            report(f"checkpoint {step} in {folder} is damaged: {_line(error)}")
+            if step in steps(folder):  # else it was deleted meanwhile
+                report(f"checkpoint {step} in {folder} is damaged: {_line(error)}")
+                damaged = True
             continue
         record = upgrade(record)
         if differing := differences(record["config"], config):
             raise ValueError(f"{folder} holds another run: {differing}")
         return step, _fill(template, arrays, record, f"checkpoint {step} in {folder}")
-    if found:
+    if damaged:
         raise OSError(f"every checkpoint in {folder} is damaged")
     return None
 
@@ -106,6 +111,7 @@ def prepare(folder: Path, template: PyTree, keep: int = 3) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
+        tidy(folder)
     except OSError as error:
         raise OSError(f"cannot write to {folder}: {error.strerror}") from error
     data = jax.tree.leaves(jax.eval_shape(_plain, template))
@@ -117,6 +123,13 @@ def prepare(folder: Path, template: PyTree, keep: int = 3) -> None:
             f"{folder}: the disk has {free / 1e6:,.1f} MB free, checkpoints need "
             f"{need / 1e6:,.1f} MB ({size / 1e6:,.1f} MB each)"
         )
+
+
+def tidy(folder: Path) -> None:
+    """Deletes what a killed process left: halves, written or deleted."""
+    for pattern in ("*.deleted", "*.orbax-checkpoint-tmp*"):
+        for path in folder.glob(pattern):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def differences(old: Config, new: Config) -> str:
@@ -136,14 +149,18 @@ def _delete(folder: Path, unwanted: Iterable[int]) -> None:
     """Deletes checkpoints, whole or not at all, and what a killed process left."""
     for step in unwanted:
         (folder / str(step)).rename(folder / f"{step}.deleted")
-    for pattern in ("*.deleted", "*.orbax-checkpoint-tmp*"):
-        for path in folder.glob(pattern):
-            shutil.rmtree(path, ignore_errors=True)
+    tidy(folder)
+
+
+def _orbax() -> Any:
+    """Here because it is slow to import."""
+    with root_logger.kept():
+        import orbax.checkpoint as ocp
+    return ocp
 
 
 def _read(folder: Path, step: int) -> tuple[Arrays, Config]:
-    import orbax.checkpoint as ocp
-
+    ocp = _orbax()
     args = ocp.args.Composite(
         state=ocp.args.StandardRestore(), record=ocp.args.JsonRestore()
     )

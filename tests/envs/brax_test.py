@@ -153,9 +153,10 @@ def test_mjx_is_differentiable_in_reverse_with_one_solver_iteration_only():
 
 def test_nothing_is_printed_warned_of_or_written(tmp_path):
     code = """if True:
-        import json
+        import json, logging
         from mbrl_jax.envs import brax
-        print(json.dumps(brax.make("halfcheetah").obs_size))
+        size = brax.make("halfcheetah").obs_size
+        print(json.dumps([size, len(logging.getLogger().handlers)]))
     """
     command = [sys.executable, "-W", "error::UserWarning", "-c", code]
     run = subprocess.run(
@@ -167,7 +168,7 @@ def test_nothing_is_printed_warned_of_or_written(tmp_path):
         check=False,
     )
     assert (run.returncode, run.stderr) == (0, "")
-    assert json.loads(run.stdout) == 17
+    assert json.loads(run.stdout) == [17, 0]  # no handler of the root logger
     assert list(tmp_path.iterdir()) == []
 
 
@@ -263,6 +264,34 @@ def test_actions_are_clipped():
 def test_observations_must_be_one_vector(obs_key):
     with pytest.raises(ValueError, match=r"obs_key|observations must be \[O\]"):
         brax.adapt(Protocol(), name="robot", obs_key=obs_key)
+
+
+class Whole(Protocol):
+    """Observes whole numbers, and pays nothing at a reset, in whole numbers too."""
+
+    def reset(self, rng):
+        return super().reset(rng)._replace(obs=jnp.zeros(1, int), reward=jnp.int32(0))
+
+    def step(self, state, action):
+        after = super().step(state, action)
+        return after._replace(obs=state.obs + 1, reward=jnp.float32(-0.1))
+
+
+def test_whole_numbers_do_not_cut_rewards():
+    env = brax.adapt(Whole(), name="robot", episode_length=3)
+    state = env.step(env.reset(jax.random.key(0)), jnp.zeros(2))
+    np.testing.assert_allclose(state.reward, -0.1)
+    np.testing.assert_array_equal(state.obs, [1.0])
+    assert state.obs.dtype == env.reset(jax.random.key(0)).reward.dtype == jnp.float32
+
+
+def test_a_reward_is_a_number():
+    class Vector(Whole):
+        def step(self, state, action):
+            return super().step(state, action)._replace(reward=jnp.zeros(1))
+
+    with pytest.raises(ValueError, match=r"robot: step makes \.reward \(1,\) of \(\)"):
+        brax.adapt(Vector(), name="robot")
 
 
 def test_frames_show_the_state():

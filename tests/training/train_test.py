@@ -282,6 +282,28 @@ def test_what_a_killed_process_left_is_cleared(tmp_path: Path) -> None:
     assert checkpoints.restore(tmp_path, state, {}, unexpected)
     checkpoints.save(tmp_path, 2, state, {})
     assert {path.name for path in tmp_path.iterdir()} == {"1", "2"}
+    (tmp_path / "1.deleted" / "state").mkdir(parents=True)
+    checkpoints.prepare(tmp_path, state)  # also where nothing is left to be saved
+    assert {path.name for path in tmp_path.iterdir()} == {"1", "2"}
+
+
+def test_checkpoints_that_are_deleted_meanwhile_are_not_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that goes on beside us has saved others: these are listed again."""
+    state, read = {"w": jnp.arange(6.0)}, checkpoints._read
+    for step in (1, 2):
+        checkpoints.save(tmp_path, step, state, {})
+
+    def overtaken(folder: Path, step: int) -> Any:
+        if step == 2:
+            checkpoints.save(folder, 3, state, {}, keep=1)
+        return read(folder, step)
+
+    monkeypatch.setattr(checkpoints, "_read", overtaken)
+    found = checkpoints.restore(tmp_path, state, {}, unexpected)
+    assert found
+    assert found[0] == 3
 
 
 def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
