@@ -12,7 +12,6 @@ and B is judged over all of them.  Exit code 3: B is really worse.
 import collections
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -21,7 +20,7 @@ from absl import flags
 from experiments.reports import results, statistics
 from experiments.reports.results import Reference
 from experiments.reports.statistics import Estimate, Scores
-from experiments.runs import command_flags, ledger
+from experiments.runs import command_flags, ledger, paths
 from experiments.sweeps import selection
 
 MIN_RUNS = 3
@@ -52,7 +51,7 @@ def main(argv: Sequence[str]) -> None:
         return
     if len(sets) != 2:
         raise flags.Error(f"two sets of runs are needed, A and B; there are {sets}")
-    path = Path(values.references).expanduser() if values.references else None
+    path = paths.expanded(values.references) if values.references else None
     a, b = (selection.read(x) for x in sets)
     comparisons = compare(a, b, results.read_references(path))
     for name, source, lines in zip("AB", sets, (a, b), strict=True):

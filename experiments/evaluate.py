@@ -6,14 +6,13 @@ Prints the returns and writes them to evaluation.json in the run folder.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from absl import flags
 
-from experiments.runs import command_flags, progress, registry, run_folder
+from experiments.runs import command_flags, paths, progress, registry, run_folder
 from mbrl_jax.training import train
 
 COLUMNS = ("return_mean", "return_std", "return_min", "return_max", "length_mean")
@@ -26,10 +25,12 @@ def main(argv: Sequence[str]) -> None:
     flags.DEFINE_integer("seed", None, meaning, 0, flag_values=values)
     meaning = "default: as in training"
     flags.DEFINE_integer("num_episodes", None, meaning, 1, flag_values=values)
+    meaning = "that of the run again: needed if it is a module, as MODULE:FUNCTION"
+    flags.DEFINE_string("env", "", meaning, flag_values=values)
     if command_flags.parse_or_help(values, argv, __doc__, required="run_dir"):
         return
-    folder = Path(values.run_dir).expanduser()
-    run = registry.load(folder, progress.report)
+    folder = paths.expanded(values.run_dir)
+    run = registry.load(folder, progress.report, values.env)
     num_episodes = values.num_episodes or run.record["eval_episodes"] or 5
     metrics = evaluate(run, values.seed, num_episodes)
     record = {"step": run.step, "seed": values.seed, "num_episodes": num_episodes}

@@ -33,6 +33,7 @@ from experiments.runs import (
     command_flags,
     gradient_problems,
     jax_settings,
+    paths,
     progress,
     registry,
     run_folder,
@@ -54,13 +55,15 @@ def main(argv: Sequence[str]) -> None:
     values = _flags()
     if command_flags.parse_or_help(values, argv, __doc__, required="output"):
         return
-    if bool(values.env) == bool(values.run_dir):
+    if bool(values.env) == bool(values.run_dir) and not (
+        values.run_dir and envs.names_a_module(values.env)
+    ):
         raise flags.Error("one of --env and --run_dir is needed, and only one")
     if values.model and not values.run_dir:
         raise flags.Error("--model needs the --run_dir of a run that has learned one")
     horizons = _numbers("horizons", values.horizons)
     hidden_sizes = _numbers("hidden_sizes", values.hidden_sizes)
-    folder = Path(values.output).expanduser()
+    folder = paths.expanded(values.output)
     measured, task = {}, None
     for precision in values.precision:
         jax_settings.apply(precision)
@@ -92,7 +95,7 @@ def main(argv: Sequence[str]) -> None:
 
 def _flags() -> flags.FlagValues:
     values = flags.FlagValues()
-    meaning = "environment, or doubling_map"
+    meaning = "environment, or doubling_map; of a --run_dir only where it is a module"
     flags.DEFINE_string("env", "", meaning, flag_values=values)
     meaning = "finished run, in place of --env"
     flags.DEFINE_string("run_dir", "", meaning, flag_values=values)
@@ -132,7 +135,7 @@ def _numbers(name: str, texts: Sequence[str]) -> list[int]:
 
 
 def _run_dir(values: flags.FlagValues) -> Path:
-    return Path(values.run_dir).expanduser()
+    return paths.expanded(values.run_dir)
 
 
 def _task(
@@ -146,11 +149,11 @@ def _task(
         gain=values.gain,
         seed=values.seed,
     )
-    if values.env:
+    if values.env and not values.run_dir:
         env = envs.make(values.env)
         policy = make_network(env)
         return gradient_problems.in_simulator(env, policy, horizon, values.std)
-    run = registry.load(_run_dir(values), progress.report)
+    run = registry.load(_run_dir(values), progress.report, values.env)
     jax_settings.apply(precision)  # not that of the run
     run = registry.assemble(run.record)._replace(step=run.step, state=run.state)
     state = gradient_problems.first_state(run)

@@ -25,7 +25,6 @@ Writes identification.json, in which null is infinite or unknown, and .png to --
 
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -34,7 +33,7 @@ import numpy as np
 from absl import flags
 
 from experiments.reports import plots
-from experiments.runs import command_flags, jax_settings, recordings, run_folder
+from experiments.runs import command_flags, jax_settings, paths, recordings, run_folder
 from mbrl_jax.envs import systems
 from mbrl_jax.gradients import identification
 from mbrl_jax.types import Array
@@ -71,7 +70,7 @@ def main(argv: Sequence[str]) -> None:
         )
     noise_key, guess_key = jax.random.split(jax.random.key(values.seed))
     if values.data:
-        obs, action = recordings.read(Path(values.data).expanduser(), source)
+        obs, action = recordings.read(paths.expanded(values.data), source)
     else:
         shape = (values.num_episodes, values.num_steps)
         made = (noise_key, source, true, shape, values.noise, values.push)
@@ -88,7 +87,7 @@ def main(argv: Sequence[str]) -> None:
         **{x: None if values.data else values[x].value for x in ("noise", "push")},
         **summary(found, guess, {} if values.data else true),
     }
-    folder = Path(values.output).expanduser()
+    folder = paths.expanded(values.output)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         figure(found, len(obs), values.env).savefig(folder / "identification.png")

@@ -17,7 +17,7 @@ from experiments.reports import page as report_page
 from experiments.reports import preset_page, results
 from experiments.reports.results import Row
 from experiments.reports.text import NOTHING, count, interval, number, span
-from experiments.runs import command_flags, presets
+from experiments.runs import command_flags, paths, presets
 
 BEGIN, END = "<!-- results -->\n", "<!-- end -->"
 COLUMNS = (
@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> None:
         flags.DEFINE_string(name, default, meaning, flag_values=values)
 
     meaning = "files, or folders with a ledger.jsonl"
-    flags.DEFINE_list("ledger", None, meaning, flag_values=values)
+    flags.DEFINE_string("ledger", None, meaning, flag_values=values)
     string("output", "report.html", "the report")
     string("references", "", "file of random and best returns; default: the project's")
     string("readme", "", "file whose table of results to rewrite; then no report")
@@ -48,18 +48,18 @@ def main(argv: Sequence[str]) -> None:
     flags.DEFINE_float("threshold", report_page.THRESHOLD, meaning, flag_values=values)
     if command_flags.parse_or_help(values, argv, __doc__, required="ledger"):
         return
-    lines = results.read_ledgers(Path(name).expanduser() for name in values.ledger)
+    lines = results.read_ledgers(paths.several(values.ledger))
     references = results.read_references(
-        Path(values.references).expanduser() if values.references else None
+        paths.expanded(values.references) if values.references else None
     )
     if values.readme:
-        path = Path(values.readme).expanduser()
+        path = paths.expanded(values.readme)
         text = with_table(_read(path), table(results.rows(lines, references)))
     elif values.presets:
-        path = Path(values.presets).expanduser()
+        path = paths.expanded(values.presets)
         text = preset_page.markdown(lines)
     else:
-        path = Path(values.output).expanduser()
+        path = paths.expanded(values.output)
         text = report_page.html(lines, references, values.threshold)
     _write(path, text)
     print(f"{path}: {count(len(lines), 'run')}")

@@ -25,6 +25,7 @@ from experiments.runs import (
     jax_settings,
     ledger,
     metrics_log,
+    paths,
     presets,
     progress,
     registry,
@@ -55,7 +56,7 @@ def main(argv: Sequence[str]) -> None:
         run_folder.opened(values.run_dir, record, values.wait) as folder,
         jax.set_mesh(sharding.mesh()) if values.shard else contextlib.nullcontext(),
     ):
-        book = Path(values.ledger or folder.parent / "ledger.jsonl").expanduser()
+        book = paths.expanded(values.ledger or str(folder.parent / "ledger.jsonl"))
         if run_folder.finished(folder):
             print(f"{folder} is finished; a larger --num_steps extends it")
             ledger.add(book, ledger.lines(folder))  # in case a kill came in between
@@ -90,9 +91,11 @@ def parse(
     values = flags.FlagValues()
     define(values)
     name, known = first.algorithm, {}
-    folder = Path(first.run_dir).expanduser()
+    folder = paths.expanded(first.run_dir)
     if first.run_dir and (folder / "config.json").exists():
         known = run_folder.read(folder)
+        if not first["env"].present:
+            registry.check_env(folder, known["env"], None)
         name = name if first["algorithm"].present else known["algorithm"]
     elif first.preset:
         known = presets.record(name, first.env)
@@ -112,7 +115,7 @@ def record_of(values: flags.FlagValues, config: Any) -> dict[str, Any]:
     names = (*run_folder.IDENTITY, *run_folder.SCHEDULE)
     record = {name: values[name].value for name in names}
     record["config"] = command_flags.flat(config)
-    folder = Path(values.run_dir).expanduser()
+    folder = paths.expanded(values.run_dir)
     if values.run_dir and (folder / "config.json").exists():
         old = run_folder.read(folder)
         record |= {name: old[name] for name in run_folder.EXTRAS if name in old}
@@ -172,7 +175,7 @@ def help_text(values: flags.FlagValues, config: Any) -> str:
     common = flags.FlagValues()
     define_run(common)
     algorithms = [f"  {name:<15} {registry.title(name)}" for name in registry.names()]
-    environments = [*envs.names(), "brax/NAME[/BACKEND]", "gymnasium/ID"]
+    environments = [*envs.names(), *envs.OTHERS]
     own = command_flags.flat(config)
     indent: Any = {"initial_indent": "  ", "subsequent_indent": "  "}
     return "\n".join(

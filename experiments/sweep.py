@@ -25,8 +25,9 @@ from absl import flags
 from experiments import run
 from experiments.reports import page as report_page
 from experiments.reports import results
-from experiments.runs import command_flags, ledger, progress, run_folder
+from experiments.runs import command_flags, ledger, paths, progress, run_folder
 from experiments.sweeps import domains, hosts, launchers, programs
+from mbrl_jax import envs
 from mbrl_jax.training import population
 
 SEARCHES = ("grid", "random", "optuna", "pbt")
@@ -44,7 +45,10 @@ def main(argv: Sequence[str]) -> None:
         )
     base = run.record_of(values, config)
     wanted, tried = programs_of(values, config, base)
-    folder = Path(values.sweep_dir or _default_folder(base, wanted, tried)).expanduser()
+    named = _named(argv)
+    for record in (base, *wanted):
+        _check_env(record, named)
+    folder = paths.expanded(values.sweep_dir or _default_folder(base, wanted, tried))
     host = hosts.join(values)
     if host.num_hosts > 1 and (values.launcher != "local" or values.search == "optuna"):
         raise flags.Error("several processes take no --launcher and no optuna")
@@ -54,7 +58,7 @@ def main(argv: Sequence[str]) -> None:
         if values.search == "optuna":
             _optuna(values, base, tried, folder)
         else:
-            _programs(values, wanted, folder, host)
+            _programs(values, wanted, folder, host, named)
         if host.number == 0 and not values.plan_only:
             _conclude(folder)
 
@@ -130,7 +134,9 @@ def programs_of(
     """
     grid = domains.grid(config, values.grid)
     if values.grid_file:
-        for name, more in domains.grid_file(config, Path(values.grid_file)).items():
+        for name, more in domains.grid_file(
+            config, paths.expanded(values.grid_file)
+        ).items():
             domains.add(grid, name, more)
     tried = domains.domains(config, values.sample)
     if both := sorted(grid.keys() & tried.keys()):
@@ -182,6 +188,7 @@ def _programs(
     wanted: list[programs.Record],
     folder: Path,
     host: hosts.Host,
+    named: set[str],
 ) -> None:
     """Prepares the programs that are not there, and runs what is not finished."""
     runs = folder / "programs"
@@ -207,17 +214,43 @@ def _programs(
     if values.plan_only:
         return
     hosts.wait(host, "the plan is made")
-    jobs = [
-        launchers.Job(path.resolve(), (folder / "ledger.jsonl").resolve())
-        for path in programs.prepared(runs)
-        if not run_folder.finished(path)
-    ]
+    jobs = []
+    for path, record in programs.prepared(runs).items():
+        if not run_folder.finished(path):
+            _check_env(record, named)
+            env = record["env"] if record["env"] in named else ""
+            book = (folder / "ledger.jsonl").resolve()
+            jobs.append(launchers.Job(path.resolve(), book, env))
     print(f"{folder}: {len(jobs)} programs to run", flush=True)
     if host.num_hosts > 1:
         hosts.execute(host, jobs)
         hosts.wait(host, "all programs have ended")
     elif jobs:
         _launch(jobs, values)
+
+
+def _named(argv: Sequence[str]) -> set[str]:
+    """The modules of environments that this command line names, not a folder."""
+    values = flags.FlagValues()
+    define(values)
+    command_flags.parse(values, argv, known_only=True)
+    found = {values.env}
+    for text in (*values.grid, *values.sample):
+        name, _, said = text.partition("=")
+        found |= set(said.split(",")) if name == "env" else set()
+    if values.grid_file:
+        content = run_folder.read_json(paths.expanded(values.grid_file))
+        found |= {str(name) for name in content.get("env") or ()}
+    return {name for name in found if envs.names_a_module(name)}
+
+
+def _check_env(record: programs.Record, named: set[str]) -> None:
+    env = record["env"]
+    if envs.names_a_module(env) and env not in named:
+        raise ValueError(
+            f"the sweep names a module for its environment, which is only imported if "
+            f"you name it too: --env={env}, or --grid env=..."
+        )
 
 
 def _launch(jobs: list[launchers.Job], values: flags.FlagValues) -> None:
@@ -297,7 +330,7 @@ def _stored(argv: Sequence[str]) -> list[str]:
     known = flags.FlagValues()
     flags.DEFINE_string("sweep_dir", "", "", flag_values=known)
     command_flags.parse(known, argv, known_only=True)
-    path = Path(known.sweep_dir).expanduser() / "sweep.json"
+    path = paths.expanded(known.sweep_dir) / "sweep.json"
     there = known.sweep_dir and path.exists()
     return run_folder.read_json(path).get("flags", []) if there else []
 
@@ -316,7 +349,7 @@ def _default_folder(
     """The same for the same sweep, so that it goes on."""
     asked = [run_folder.identity(record) for record in wanted]
     name = ledger.digest([run_folder.identity(base), asked, tried])[:8]
-    env = base["env"].replace("/", "-")
+    env = base["env"].replace("/", "-").replace(":", "-")
     return f"sweeps/{base['algorithm']}-{env}-{name}"
 
 

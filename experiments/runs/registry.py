@@ -78,9 +78,7 @@ def assemble(record: run_folder.Record) -> Run:
     """
     source = module(record["algorithm"])
     config = command_flags.unflat(source.Config(), record["config"])
-    env = envs.make(record["env"])
-    if record["episode_length"]:
-        env = simulator.time_limit(env, record["episode_length"])
+    env = envs.make(record["env"], record["episode_length"] or None)
     if record["algorithm"] in SHOWN_EVERYTHING and not env.host:
         env = simulator.observe_all(env)
 
@@ -105,13 +103,29 @@ def assemble(record: run_folder.Record) -> Run:
     return run
 
 
-def load(folder: Path, report: Callable[[str], None]) -> Run:
+def check_env(folder: Path, stored: str, given: str | None) -> None:
+    """Raises ValueError if what a folder names is not what the command line `given`.
+
+    A module is imported only if the command line names it: folders come from others.
+    """
+    if given and given != stored:
+        raise ValueError(f"{folder} is of the environment {stored}, not {given}")
+    if not given and envs.names_a_module(stored):
+        raise ValueError(
+            f"{folder} names a module for its environment, which is only imported if "
+            f"you name it too: --env={stored}"
+        )
+
+
+def load(folder: Path, report: Callable[[str], None], env: str | None = None) -> Run:
     """The run in `folder` at its last good checkpoint.
 
-    Nothing in the folder is run: it holds JSON and arrays.  Raises OSError or
-    ValueError if it cannot be read.
+    Nothing in the folder is run: it holds JSON and arrays.  `env`, which the command
+    line names, is needed if that imports a module.  Raises OSError or ValueError if the
+    folder cannot be read.
     """
     record = run_folder.read(folder)
+    check_env(folder, record["env"], env)
     jax_settings.apply(record["precision"])
     run = assemble(record)
     loop = run.loop()

@@ -29,7 +29,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.runs import renamed
+from experiments.runs import paths, renamed
 from mbrl_jax.training import checkpoints
 
 Record = Mapping[str, Any]
@@ -107,7 +107,7 @@ def opened(run_dir: str, record: Record, wait: bool = False) -> Iterator[Path]:
     ValueError if the folder holds another run or something else, OSError if it cannot
     be written or, unless told to `wait`, is in use.
     """
-    folder = Path(run_dir).expanduser() if run_dir else _new_folder(record)
+    folder = paths.expanded(run_dir) if run_dir else _new_folder(record)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / ".lock").open("w")
@@ -195,7 +195,7 @@ def plain(value: Any) -> Any:
 
 def _new_folder(record: Record) -> Path:
     now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    env = record["env"].replace("/", "-")
+    env = record["env"].replace("/", "-").replace(":", "-")
     folder = Path("runs") / f"{record['algorithm']}-{env}-{now}"
     number = 2
     while folder.exists():

@@ -33,6 +33,7 @@ OPTIONS = (  # flags of the sweep, which each launcher takes what it needs of
 class Job(NamedTuple):
     folder: Path  # of the run, absolute
     ledger: Path  # absolute
+    env: str = ""  # where it is a module, which a folder alone must not name
 
 
 Ended = tuple[Job, str]  # the second is how it died; empty if it did not
@@ -65,6 +66,7 @@ def arguments(job: Job) -> list[str]:
         f"--ledger={job.ledger}",
         "--wait",
         "--nopictures",
+        *([f"--env={job.env}"] if job.env else []),
     ]
 
 
@@ -121,8 +123,13 @@ def _start(job: Job) -> subprocess.Popen[bytes]:
             stderr=log,
             # of its own group, so that one Ctrl-C asks it to stop once, by us
             start_new_session=True,
-            env={**os.environ},
+            # modules that lie here are found there too
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(_places())},
         )
+
+
+def _places() -> list[str]:
+    return [*filter(None, [os.environ.get("PYTHONPATH")]), os.getcwd()]
 
 
 def _death(code: int) -> str:

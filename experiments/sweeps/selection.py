@@ -8,22 +8,29 @@ from pathlib import Path
 from typing import Any
 
 from experiments.reports import results
-from experiments.runs import command_flags, ledger
+from experiments.runs import command_flags, ledger, paths
 
 
 def read(source: str) -> list[ledger.Line]:
     """The runs so named.  Raises OSError or ValueError for what cannot be read."""
-    name, colon, selection = source.partition(":")
-    if Path(source).expanduser().exists():
-        name, colon, selection = source, "", ""
-    path = Path(name).expanduser()
+    path, selection = _parts(source)
     of_a_run = (path / "config.json").exists()
     lines = results.read_ledgers([path.parent if of_a_run else path])
     if of_a_run:
         lines = [line for line in lines if _is_in(line, path)]
         if not lines:
             raise ValueError(f"{path.parent / 'ledger.jsonl'} has no run of {path}")
-    return select(lines, selection) if colon else lines
+    return select(lines, selection) if selection is not None else lines
+
+
+def _parts(source: str) -> tuple[Path, str | None]:
+    """The path and the selection: behind a colon, but not of one in a path there is."""
+    ends = [i for i, x in enumerate(source) if x == ":"]
+    for end in (len(source), *reversed(ends)):
+        if paths.expanded(source[:end]).exists():
+            return paths.expanded(source[:end]), source[end + 1 :] or None
+    name, colon, selection = source.partition(":")
+    return paths.expanded(name), selection if colon else None
 
 
 def _is_in(line: ledger.Line, folder: Path) -> bool:

@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+import traceback
 from collections.abc import Callable
 
 from mbrl_jax.envs import (
@@ -13,6 +14,8 @@ from mbrl_jax.envs import (
     point_mass,
     probes,
     reacher,
+    returned,
+    simulator,
     t_maze,
 )
 from mbrl_jax.types import Env
@@ -40,7 +43,7 @@ _OWN: dict[str, Callable[[], Env]] = {
     "probe4": probes.probe4,
     "probe5": probes.probe5,
 }
-_ADAPTERS = ("brax/NAME", "brax/NAME/BACKEND", "gymnasium/ID")
+OTHERS = ("brax/NAME", "brax/NAME/BACKEND", "gymnasium/ID", "MODULE:FUNCTION")
 
 
 def names() -> tuple[str, ...]:
@@ -48,11 +51,27 @@ def names() -> tuple[str, ...]:
     return tuple(_OWN)
 
 
-def make(name: str) -> Env:
-    """One of `names()`, "brax/NAME", "brax/NAME/BACKEND" or "gymnasium/ID".
+def names_a_module(name: str) -> bool:
+    """Whether `make` imports a module because the name says so, and so runs code."""
+    return ":" in name  # of "gymnasium/MODULE:ID" too
 
-    Raises ValueError for any other name.
+
+def make(name: str, episode_length: int | None = None) -> Env:
+    """One of `names()`, or of `OTHERS`; MODULE:FUNCTION() returns an `Env`.
+
+    `episode_length` is in place of its own.  Raises ValueError for any other name and
+    for what cannot be made.
     """
+    library, _, rest = name.partition("/")
+    if library == "gymnasium" and rest:
+        gymnasium = importlib.import_module("mbrl_jax.envs.gymnasium")
+        own = {"episode_length": episode_length} if episode_length else {}
+        return gymnasium.make(rest, **own)
+    env = _made(name)
+    return simulator.time_limit(env, episode_length) if episode_length else env
+
+
+def _made(name: str) -> Env:
     if name in _OWN:
         return _OWN[name]()
     library, _, rest = name.partition("/")
@@ -60,9 +79,31 @@ def make(name: str) -> Env:
         # Here and not above: importing brax or gymnasium takes seconds.
         brax = importlib.import_module("mbrl_jax.envs.brax")
         return brax.make(*rest.split("/", 1))
-    if library == "gymnasium" and rest:
-        return importlib.import_module("mbrl_jax.envs.gymnasium").make(rest)
+    if names_a_module(name):
+        return _of_module(name)
     near = difflib.get_close_matches(name, _OWN, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    known = ", ".join((*_OWN, *_ADAPTERS))
+    known = ", ".join((*_OWN, *OTHERS))
     raise ValueError(f"unknown environment {name!r}; {hint}known are: {known}")
+
+
+def _of_module(name: str) -> Env:
+    module, _, function = name.partition(":")
+    try:
+        env = getattr(importlib.import_module(module), function)()
+    except Exception as error:  # whatever happens in other people's code
+        said = returned.in_a_line(error)
+        raise ValueError(f"{name} is not made: {said}{_place(error)}") from error
+    if not isinstance(env, Env):
+        raise ValueError(f"{name} returned a {type(env).__name__}, no mbrl_jax Env")
+    return env
+
+
+def _place(error: Exception) -> str:
+    """Where in other people's code it was raised: its traceback is not shown."""
+    ours = (__file__, "<frozen ")
+    frames = traceback.extract_tb(error.__traceback__)
+    theirs = [x for x in frames if not x.filename.startswith(ours)]
+    if not theirs:
+        return ""
+    return f" ({theirs[-1].filename.rpartition('/')[2]}, line {theirs[-1].lineno})"

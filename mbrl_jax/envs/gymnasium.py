@@ -107,7 +107,7 @@ def make(
         env = adapt(
             host_env,
             name=name,
-            episode_length=_limit(host_env) or 1000,
+            episode_length=episode_length or _limit(host_env) or 1000,
             reward=reward or (task.reward if task else None),
             terminal=terminal or (task.terminal if task else None),
             replay=replay,

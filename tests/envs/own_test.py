@@ -290,6 +290,57 @@ def test_adapters_by_prefix(monkeypatch, name: str, module: str, arguments: tupl
     assert envs.make(name) == arguments
 
 
+MODULE = """
+from mbrl_jax.envs import pendulum
+
+def make():
+    return pendulum.make()._replace(name="mine")
+
+def number():
+    return 1
+
+def broken():
+    return [][1]
+"""
+
+
+def test_environments_of_ones_own_by_module_and_function(tmp_path, monkeypatch):
+    (tmp_path / "envs_of_a_user.py").write_text(MODULE)
+    (tmp_path / "envs_with_a_slip.py").write_text("def make(:")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert envs.make("envs_of_a_user:make").name == "mine"
+    assert envs.make("envs_of_a_user:make", 7).episode_length == 7
+    for name, words in (
+        ("envs_of_a_user:number", "returned a int, no mbrl_jax Env"),
+        (
+            "envs_of_a_user:broken",
+            r"IndexError: list index out of range \(envs_of_a_user.py, line 11\)$",
+        ),
+        ("envs_of_a_user:none", "is not made: AttributeError: .*no attribute 'none'$"),
+        ("envs_with_a_slip:make", "is not made: SyntaxError: .*line 1"),
+        (
+            "envs_of_nobody:make",
+            "ModuleNotFoundError: No module named 'envs_of_nobody'",
+        ),
+        (":make", ":make is not made: ValueError: Empty module name"),
+    ):
+        with pytest.raises(ValueError, match=words) as error:
+            envs.make(name)
+        assert "\n" not in str(error.value)
+
+
+def test_names_that_import_a_module_are_known():
+    for name in (*envs.names(), "brax/ant/mjx", "gymnasium/ALE/Pong-v5"):
+        assert not envs.names_a_module(name)
+    for name in ("mine:make", "a.b:make", "gymnasium/R.evil:X-v0"):
+        assert envs.names_a_module(name)
+
+
+def test_an_episode_of_another_length():
+    assert envs.make("pendulum", 7).episode_length == 7
+    assert envs.make("gymnasium/Pendulum-v1", 300).episode_length == 300
+
+
 def test_positions_are_what_is_left_without_velocities():
     for name, of, kept in (
         ("cartpole_no_velocity", "cartpole", (0, 2)),

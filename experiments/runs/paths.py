@@ -1,0 +1,24 @@
+"""Paths as they are written on a command line."""
+
+from pathlib import Path
+
+
+def expanded(text: str) -> Path:
+    """With the folder of a user for ~.  ValueError if there is no such user."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{text}: there is no such user") from error
+
+
+def several(text: str) -> list[Path]:
+    """Those between commas, which may also be in the name of something that exists."""
+    parts, found = [part for part in text.split(",") if part.strip()], []
+    while parts:
+        ends = range(len(parts), 0, -1)
+        paths = [expanded(",".join(parts[:end]).strip()) for end in ends]
+        there = [(end, x) for end, x in zip(ends, paths, strict=True) if x.exists()]
+        end, path = there[0] if there else (1, paths[-1])
+        found.append(path)
+        parts = parts[end:]
+    return found
