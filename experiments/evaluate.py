@@ -2,7 +2,7 @@
 
     python -m experiments.evaluate --run_dir=FOLDER
 
-Prints the returns and writes them to evaluation.json in the run folder.
+Prints the returns, and writes them to evaluation.json in the run folder if it can.
 """
 
 from collections.abc import Sequence
@@ -34,9 +34,12 @@ def main(argv: Sequence[str]) -> None:
     num_episodes = values.num_episodes or run.record["eval_episodes"] or 5
     metrics = evaluate(run, values.seed, num_episodes)
     record = {"step": run.step, "seed": values.seed, "num_episodes": num_episodes}
-    run_folder.write_json(folder / "evaluation.json", {**record, **metrics})
     print(f"{folder}, step {run.step}, {num_episodes} episodes")
-    print(table(metrics, run_folder.rows(run.record)))
+    print(table(metrics, run_folder.rows(run.record)), flush=True)
+    try:
+        run_folder.write_json(folder / "evaluation.json", {**record, **metrics})
+    except OSError as error:  # what was asked for has been said
+        progress.report(f"{error}: only printed")
 
 
 def evaluate(run: registry.Run, seed: int | None, num_episodes: int) -> dict[str, Any]:

@@ -44,7 +44,7 @@ from mbrl_jax.gradients import estimators
 from mbrl_jax.gradients.closed_loop import ExpectedReturn
 from mbrl_jax.ops import estimate
 from mbrl_jax.ops.estimate import Estimate
-from mbrl_jax.types import Key, Params
+from mbrl_jax.types import Env, Key, Params
 
 DOUBLING_MAP = "doubling_map"
 REFEREE = "finite_difference"
@@ -68,6 +68,7 @@ def main(argv: Sequence[str]) -> None:
     for precision in values.precision:
         jax_settings.apply(precision)
         task = _task(values, horizons[-1], hidden_sizes, precision)
+        _make(folder)  # before what takes long, and would be lost
         measured[precision] = measure(
             task, horizons, values.num_samples, values.window, values.seed, print
         )
@@ -83,14 +84,17 @@ def main(argv: Sequence[str]) -> None:
         "closed_form": task.variance(np.array(horizons)) if task.variance else {},
         "precisions": measured,
     }
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(f"cannot write to {folder}: {error.strerror}") from error
     record = run_folder.plain(report | run_folder.surroundings())
     run_folder.write_json(folder / "gradients.json", record)
     plots.save(gradient_figures.health(record), folder / "gradients.png")
     print(folder / "gradients.png")
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"cannot write to {folder}: {error.strerror}") from error
 
 
 def _flags() -> flags.FlagValues:
@@ -150,10 +154,11 @@ def _task(
         seed=values.seed,
     )
     if values.env and not values.run_dir:
-        env = envs.make(values.env)
+        env = _continuous(envs.make(values.env))
         policy = make_network(env)
         return gradient_problems.in_simulator(env, policy, horizon, values.std)
     run = registry.load(_run_dir(values), progress.report, values.env)
+    _continuous(run.env)
     jax_settings.apply(precision)  # not that of the run
     run = registry.assemble(run.record)._replace(step=run.step, state=run.state)
     state = gradient_problems.first_state(run)
@@ -161,6 +166,12 @@ def _task(
     if values.model:
         return gradient_problems.in_model(run, state, policy, horizon, values.std)
     return gradient_problems.in_simulator(run.env, policy, horizon, values.std)
+
+
+def _continuous(env: Env) -> Env:
+    if env.num_actions:
+        raise ValueError(f"{env.name} has discrete actions: they have no gradient")
+    return env
 
 
 def chosen_estimators(task: Task, window: int) -> dict[str, Callable[..., Estimate]]:

@@ -87,6 +87,7 @@ def main(argv: Sequence[str]) -> None:
         **{x: None if values.data else values[x].value for x in ("noise", "push")},
         **summary(found, guess, {} if values.data else true),
     }
+    print(table(report), flush=True)  # before a disk that is full can take it away
     folder = paths.expanded(values.output)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -95,7 +96,6 @@ def main(argv: Sequence[str]) -> None:
         raise OSError(f"cannot write to {folder}: {error.strerror}") from error
     record = report | run_folder.surroundings()
     run_folder.write_json(folder / "identification.json", record)
-    print(table(report))
     print(folder / "identification.png")
 
 

@@ -22,6 +22,7 @@ from absl import flags
 from experiments.reports import products
 from experiments.runs import (
     command_flags,
+    faults,
     jax_settings,
     ledger,
     metrics_log,
@@ -59,8 +60,10 @@ def main(argv: Sequence[str]) -> None:
         book = paths.expanded(values.ledger or str(folder.parent / "ledger.jsonl"))
         if run_folder.finished(folder):
             print(f"{folder} is finished; a larger --num_steps extends it")
+            checkpoints.tidy(folder / "checkpoints")
             ledger.add(book, ledger.lines(folder))  # in case a kill came in between
             return
+        run = run._replace(record=run_folder.read(folder))
         with _stop_signals() as should_stop:
             result = _train(folder, run, should_stop, book)
         run = run._replace(step=result.step, state=result.state)
@@ -230,7 +233,7 @@ def _train(
                 should_stop=should_stop,
             )
         except BaseException as error:
-            reason = str(error) or type(error).__name__
+            reason = faults.line(error)
             trace = traceback.format_exc().splitlines()
             with contextlib.suppress(OSError):  # on a full disk
                 run_folder.write_status(folder, "failed", reason=reason, trace=trace)

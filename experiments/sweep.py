@@ -31,6 +31,7 @@ from mbrl_jax import envs
 from mbrl_jax.training import population
 
 SEARCHES = ("grid", "random", "optuna", "pbt")
+NO_RETURN = "there is no finite return"
 OF_THIS_START = {*hosts.FLAGS, "flagfile", "help", "plan_only", "sweep_dir"}
 
 
@@ -194,9 +195,10 @@ def _programs(
     runs = folder / "programs"
     if host.number == 0:
         schedule = {name: values[name].value for name in run_folder.SCHEDULE}
-        for path, record in programs.prepared(runs).items():
-            if {**record, **schedule} != record:
-                run_folder.write_json(path / "config.json", {**record, **schedule})
+        for path, old in programs.prepared(runs).items():
+            record = run_folder.rescheduled(path, old, schedule)
+            if record != old:
+                run_folder.write_json(path / "config.json", record)
         known = [
             ledger.run_id(record, row)
             for record in programs.prepared(runs).values()
@@ -312,17 +314,30 @@ def _conclude(folder: Path) -> None:
         print(
             f"  {row.iqm.value:10.5g}  {len(row.lines)} runs  {row.method}  {row.env}"
         )
-    failed = [line for line in lines if line["status"] == "failed"]
-    for reason in dict.fromkeys(line.get("reason", "") for line in failed):
+    lost = [line for line in lines if results.lost(line)]
+    for reason in dict.fromkeys(line.get("reason") or NO_RETURN for line in lost):
         print(f"  failed: {reason}")
     page = folder / "report.html"
     page.write_text(report_page.html(lines, results.read_references(None)))
-    print(f"{len(lines) - len(failed)} of {len(lines)} runs are good; {page}")
-    left = [
-        p for p in programs.prepared(folder / "programs") if not run_folder.finished(p)
-    ]
-    if left or failed:
+    failed = {line["run"] for line in lost}
+    waiting = _unfinished(folder / "programs") - failed
+    if waiting:
+        print(f"  not finished: {len(waiting)}; the same command goes on")
+    runs = {line["run"] for line in lines} | waiting
+    num_good = len(runs - failed - waiting)
+    print(f"{num_good} of {len(runs)} runs are good; {page}")
+    if num_good < len(runs):
         sys.exit(1)
+
+
+def _unfinished(folder: Path) -> set[str]:
+    """The runs, as the ledger names them, of programs that have not come to an end."""
+    return {
+        ledger.run_id(record, row)
+        for path, record in programs.prepared(folder).items()
+        if not run_folder.finished(path)
+        for row in run_folder.rows(record)
+    }
 
 
 def _stored(argv: Sequence[str]) -> list[str]:
@@ -338,7 +353,8 @@ def _stored(argv: Sequence[str]) -> list[str]:
 def _given(values: flags.FlagValues) -> list[str]:
     """The flags that were given, now or when the sweep was started."""
     given = [values[x] for x in values if values[x].present and x not in OF_THIS_START]
-    return [text for flag in given for text in flag.serialize().splitlines()]
+    texts = [text for flag in given for text in flag.serialize().splitlines()]
+    return [*dict.fromkeys(texts)]  # the same command again adds nothing
 
 
 def _default_folder(

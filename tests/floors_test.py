@@ -53,7 +53,7 @@ ROWS = {
     "value_learning": ("parts off_policy", "*", "by_name branching", "validity"),
     "training": ("checkpoints", "*"),
     "experiments.runs": (
-        "renamed jax_settings paths *",
+        "renamed faults jax_settings paths *",
         "command_flags run_folder",
         "metrics_log registry",
         "ledger gradient_problems",

@@ -1,6 +1,7 @@
 """Pictures of run folders: learning curves and model diagnostics; their style."""
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,6 +72,8 @@ def learning_curve(folders: Sequence[Path], path: Path) -> None:
     text = " and ".join(f"{n} seed" + "s" * (n > 1) for n in seeds)
     if seeds[-1] > 1:
         text += ", mean and 95 % interval"
+    if lost := sum(_num_lost(lines) for _, lines in runs):
+        text += f" without {lost} not finite"
     axis.set_title("; ".join(sorted(titles)), loc="left", fontsize=11)
     axis.set_title(text, loc="right", fontsize=9)
     axis.set(xlabel="environment steps", ylabel="return of an episode")
@@ -132,6 +135,13 @@ def _optimism(axis: Any, data: dict[str, np.ndarray]) -> None:
     axis.set(xlabel="steps ahead", ylabel="sum of rewards")
 
 
+def _num_lost(lines: Sequence[dict[str, Any]]) -> int:
+    """Seeds of which some return is not finite."""
+    curves = [_curve(lines, name).values for name in (TRAINING, EVALUATION)]
+    bad = [~np.isfinite(x).all(axis=0) for x in curves if x.size]
+    return int(np.logical_or.reduce(bad).sum()) if bad else 0
+
+
 def _curve(lines: Sequence[dict[str, Any]], name: str) -> Curve:
     """A metric, where it was measured."""
     lines = [line for line in lines if line.get(name) is not None]
@@ -145,7 +155,7 @@ def _curve(lines: Sequence[dict[str, Any]], name: str) -> Curve:
 def _draw(axis: Any, curve: Curve, colour: str, band: bool = True, **how: Any) -> None:
     if not len(curve.steps):
         return
-    mean = curve.values.mean(axis=1)
+    mean = _over_seeds(np.nanmean, curve.values)
     axis.plot(curve.steps, mean, color=colour, **how)
     if band and curve.values.shape[1] > 1:
         low, high = mean - interval(curve.values), mean + interval(curve.values)
@@ -153,10 +163,21 @@ def _draw(axis: Any, curve: Curve, colour: str, band: bool = True, **how: Any) -
 
 
 def interval(values: np.ndarray) -> np.ndarray:
-    """Half the 95 % interval of the mean over S > 1 seeds of [T, S] (Student's t)."""
-    num_seeds = values.shape[1]
-    error = values.std(axis=1, ddof=1) / np.sqrt(num_seeds)
-    return scipy.special.stdtrit(num_seeds - 1, 0.975) * error
+    """Half the 95 % interval of the mean over S > 1 seeds of [T, S] (Student's t).
+
+    Of those that are finite; NaN where there are fewer than two.
+    """
+    finite = np.isfinite(values)
+    num_seeds = np.where(finite.sum(axis=1) > 1, finite.sum(axis=1), np.nan)
+    spread = _over_seeds(lambda x, axis: np.nanstd(x, axis, ddof=1), values)
+    return scipy.special.stdtrit(num_seeds - 1, 0.975) * spread / np.sqrt(num_seeds)
+
+
+def _over_seeds(statistic: Callable[..., Any], values: np.ndarray) -> Any:
+    """[T] of [T, S], without what is not finite: one seed does not cut all curves."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # where none is finite: NaN
+        return statistic(np.where(np.isfinite(values), values, np.nan), axis=1)
 
 
 def new_figure(num_axes: int, width: float) -> tuple[Any, list[Any]]:

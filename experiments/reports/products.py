@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from experiments.reports import animation, plots
-from experiments.runs import metrics_log, registry, run_folder
+from experiments.runs import faults, metrics_log, registry, run_folder
 from mbrl_jax.models import diagnostics
 from mbrl_jax.rollout import Episode
 from mbrl_jax.types import Array, PyTree
@@ -34,7 +34,7 @@ def make(folder: Path, run: registry.Run, episodes: Episode | None) -> dict[str,
         try:
             maker(folder / name)
         except Exception as error:  # graphics fail in many ways
-            missing[name] = " ".join(str(error).split()) or type(error).__name__
+            missing[name] = faults.line(error)
     return missing
 
 
@@ -67,12 +67,20 @@ def summary(folder: Path) -> str:
     return "\n".join(f"  {name:<{width}}  {text}" for name, text in rows)
 
 
-def _text(value: float | list[float]) -> str:
-    """A number, or the mean and the range over seeds."""
-    if not isinstance(value, list):
-        return f"{value:.5g}"
+def _text(value: float | list[float | None] | None) -> str:
+    """A number, or the mean and the range over seeds; null was not finite."""
     values = np.asarray(value, float)
-    return f"{values.mean():.5g} ({values.min():.5g} to {values.max():.5g} over seeds)"
+    if not values.ndim:
+        return f"{values:.5g}"
+    good = values[np.isfinite(values)]
+    if not good.size:
+        return "nan over all seeds"
+    lost = (
+        f", without {values.size - good.size} not finite"
+        if good.size < values.size
+        else ""
+    )
+    return f"{good.mean():.5g} ({good.min():.5g} to {good.max():.5g} over seeds{lost})"
 
 
 def _diagnosis(run: registry.Run, episodes: Episode | None) -> dict[str, Array]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments.runs import renamed
+from experiments.runs import faults, renamed
 
 DEFINE: dict[type, Callable[..., Any]] = {
     bool: flags.DEFINE_boolean,
@@ -191,6 +191,7 @@ def usage(values: flags.FlagValues, names: typing.Iterable[str]) -> str:
 
 def command(main: Callable[[Sequence[str]], None]) -> None:
     """Runs a command: what the user can put right is one line, not a traceback."""
+    faults.hide_traces()
     try:
         main(sys.argv)
         sys.stdout.flush()
@@ -202,10 +203,14 @@ def command(main: Callable[[Sequence[str]], None]) -> None:
         sys.exit(_complain(error, 2))
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
         sys.exit(_complain(error, 1))
+    except RuntimeError as error:
+        if not faults.is_users(error):
+            raise
+        sys.exit(_complain(error, 1))
 
 
 def _complain(error: Exception, code: int) -> int:
-    print("error:", " ".join(str(error).split()), file=sys.stderr)
+    print("error:", faults.line(error), file=sys.stderr)
     return code
 
 

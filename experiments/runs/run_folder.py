@@ -123,7 +123,7 @@ def opened(run_dir: str, record: Record, wait: bool = False) -> Iterator[Path]:
             old = read(folder)
             if wrong := checkpoints.differences(identity(old), identity(record)):
                 raise ValueError(f"{folder} holds another run: {wrong}")
-            record = {**old, **{name: record[name] for name in SCHEDULE}}
+            record = rescheduled(folder, old, record)
             if "started" not in record:  # prepared by a sweep
                 record |= surroundings()
         elif any(not path.name.startswith(".") for path in folder.iterdir()):
@@ -132,6 +132,20 @@ def opened(run_dir: str, record: Record, wait: bool = False) -> Iterator[Path]:
             record = {**record, **surroundings()}
         write_json(folder / "config.json", record)
         yield folder
+
+
+def rescheduled(folder: Path, old: Record, asked: Record) -> dict[str, Any]:
+    """The record of a folder with the schedule that is asked for.
+
+    What is done already stays on record as it was done.
+    """
+    done = max(checkpoints.steps(folder / "checkpoints"), default=0)
+    if (folder / "status.json").exists():
+        status = read_json(folder / "status.json")
+        done = max(done, status.get("step", 0) * (status.get("status") == "finished"))
+    if asked["num_steps"] <= done:
+        return {**old, "num_steps": done}
+    return {**old, **{name: asked[name] for name in SCHEDULE}}
 
 
 def read(folder: Path) -> dict[str, Any]:

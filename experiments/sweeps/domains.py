@@ -64,11 +64,11 @@ def domains(config: Any, texts: Iterable[str]) -> dict[str, Domain]:
     found: dict[str, Domain] = {}
     for text in texts:
         name, said = _split(config, text)
-        if name in found:
-            raise ValueError(f"{name} comes twice: {text!r}")
-        found[name] = (
+        domain: Domain = (
             _range(config, name, said) if ":" in said else grid(config, [text])[name]
         )
+        if found.setdefault(name, domain) != domain:  # as in a sweep that goes on
+            raise ValueError(f"{name} comes twice, with another domain: {text!r}")
     return found
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.runs import run_folder
+from experiments.runs import faults, run_folder
 
 ROOT = Path(__file__).parents[2]
 NAMES = ("local", "ray", "submitit")
@@ -81,7 +81,7 @@ def execute(job: Job) -> str:
         run.main(["run", *arguments(job)])
     except Exception as error:  # the other jobs go on
         traceback.print_exc()
-        return " ".join(str(error).split()) or type(error).__name__
+        return faults.line(error)
     return ""
 
 

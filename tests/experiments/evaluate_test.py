@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from experiments import evaluate
-from experiments.runs import metrics_log, registry
+from experiments.runs import metrics_log, registry, run_folder
 from mbrl_jax import rollout
 from mbrl_jax.training import train
 from mbrl_jax.types import Env, Key, Policy
@@ -30,6 +30,20 @@ def test_the_evaluation_in_training_is_reproduced(
     np.testing.assert_allclose(
         [float(x) for x in row.split()], [0, *(last[name] for name in NAMES)], rtol=1e-4
     )
+
+
+def test_a_disk_that_cannot_be_written_takes_nothing_away(
+    whole: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(path: Path, record: Any) -> None:
+        raise OSError(f"cannot write {path}: Read-only file system")
+
+    monkeypatch.setattr(run_folder, "write_json", full)
+    evaluate.main(["evaluate", f"--run_dir={whole}"])
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 3
+    path = whole / "evaluation.json"
+    assert err == f"cannot write {path}: Read-only file system: only printed\n"
 
 
 def test_other_episodes_can_be_asked_for(finished: Path) -> None:

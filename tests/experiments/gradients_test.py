@@ -213,6 +213,8 @@ def test_the_policy_of_a_run(tmp_path: Path):
         (("--env=pendulum", "--precision=half"), "precision is 'half'"),
         (("--env=pendulum", "--precision="), "--precision is needed"),
         (("--env=cartpole_balance",), "cartpole_balance is exactly 0"),
+        (("--env=maze",), "maze has discrete actions: they have no gradient"),
+        (("--run_dir=~nosuchuser/x",), "~nosuchuser/x: there is no such user"),
         (("--run_dir=nowhere",), "there is no run folder nowhere"),
     ],
 )

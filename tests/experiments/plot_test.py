@@ -50,6 +50,29 @@ def num_colours(path: Path) -> int:
         return len(np.unique(np.asarray(image.convert("RGB")).reshape(-1, 3), axis=0))
 
 
+def test_a_seed_that_is_not_finite_leaves_the_curve_of_the_others(
+    tmp_path: Path,
+) -> None:
+    values = np.random.default_rng(0).normal(size=(3, 5))
+    spoiled = values.copy()
+    spoiled[1:, 2] = np.nan, np.inf
+    spoiled[2, 1:] = np.nan
+    expected = plots.interval(np.delete(values[:2], 2, axis=1))[1]
+    np.testing.assert_allclose(plots.interval(spoiled)[1:], [expected, np.nan])
+    folder = make_run(tmp_path / "run", 3)
+    lines = [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
+    for line in lines[2:]:
+        line["episode/return"][0] = None
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    _, (axis,) = plots.new_figure(1, width=6.4)
+    plots._draw(axis, plots._curve(lines, plots.TRAINING), "k")
+    drawn = axis.lines[0].get_ydata()
+    np.testing.assert_allclose(drawn[-1], np.mean(lines[-1]["episode/return"][1:]))
+    assert np.isfinite(drawn).all()
+    assert plots._num_lost(lines) == 1
+    plots.learning_curve([folder], tmp_path / "curve.png")
+
+
 def test_the_interval_is_students() -> None:
     values = np.random.default_rng(0).normal(size=(3, 5))
     low, high = scipy.stats.t.interval(

@@ -15,9 +15,11 @@ import orbax.checkpoint as ocp
 import pytest
 
 from experiments import evaluate, render, run
+from experiments.reports import products
 from experiments.runs import (
     command_flags,
     jax_settings,
+    ledger,
     metrics_log,
     registry,
     run_folder,
@@ -130,6 +132,74 @@ def test_a_finished_run_says_so_and_a_longer_one_goes_on(
     assert str(finished / "learning_curve.png") in out
 
 
+@pytest.mark.usefixtures("light")
+def test_what_is_done_stays_on_record(
+    tmp_path: Path, tiny: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Fewer steps than there are, of a run that is finished and of one that is not."""
+    folder = tmp_path / "run"
+    main = lambda *more: run.main(["run", f"--run_dir={folder}", "--nopictures", *more])
+    main(tiny)
+    checkpoints.tidy(folder / "checkpoints")
+    (folder / "checkpoints" / "1.deleted").mkdir()
+    before = (folder / "config.json").read_bytes()
+    main("--num_steps=1", "--eval_episodes=9")
+    assert "is finished" in capsys.readouterr().out
+    assert (folder / "config.json").read_bytes() == before
+    assert not (folder / "checkpoints" / "1.deleted").exists()
+    (line,) = ledger.read(tmp_path / "ledger.jsonl")
+    assert (line["num_steps"], line["env_steps"]) == (4, 400)
+    record = run_folder.read(folder) | {"num_steps": 8}
+    run_folder.write_json(folder / "config.json", record)
+    run_folder.write_status(folder, "stopped", step=4)
+    main("--num_steps=2")
+    (line,) = ledger.read(tmp_path / "ledger.jsonl")
+    assert (line["num_steps"], line["env_steps"]) == (4, 400)
+    assert run_folder.read(folder)["num_steps"] == 4
+    assert run_folder.read_json(folder / "status.json")["status"] == "finished"
+
+
+MODULE = """
+from mbrl_jax.envs import point_mass
+
+def make():
+    return point_mass.make()._replace(name="mine")
+"""
+
+
+@pytest.mark.usefixtures("light")
+def test_an_environment_of_ones_own_is_named_each_time(
+    tmp_path: Path,
+    tiny: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "envs_to_run.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    env = "--env=envs_to_run:make"
+    run.main(["run", tiny, env, "--num_steps=1", "--nopictures"])
+    (folder,) = (tmp_path / "runs").glob("mpc-envs_to_run-make-*")
+    argument = f"--run_dir={folder}"
+    with pytest.raises(ValueError, match=f"only imported if you name it too: {env}$"):
+        run.main(["run", argument])
+    run.main(["run", argument, env])
+    evaluate.main(["evaluate", argument, env])
+    assert f"{folder}, step 1, 2 episodes".removeprefix(f"{tmp_path}/") in (
+        capsys.readouterr().out.replace(f"{tmp_path}/", "")
+    )
+    render.main(["render", argument, env])
+    assert (folder / "episode.gif").exists()
+
+
+def test_a_return_that_is_not_finite_is_summed_up() -> None:
+    assert products._text(None) == "nan"
+    assert products._text([None, None]) == "nan over all seeds"
+    lost = "1.5 (1 to 2 over seeds, without 1 not finite)"
+    assert products._text([1.0, None, 2.0]) == lost
+    assert products._text([1.0, 2.0]) == "1.5 (1 to 2 over seeds)"
+
+
 def test_flags_that_are_not_given_are_those_of_the_folder(whole: Path) -> None:
     values, config = run.parse(["run", f"--run_dir={whole}", "--plan.num_samples=9"])
     assert (values.env, values.num_steps) == ("point_mass", 4)
@@ -171,6 +241,8 @@ BAD = [
     ("--model.learning_rate=nan", 2, "--model.learning_rate is not a number"),
     ("--model.hidden_sizes=a", 2, "--model.hidden_sizes"),
     ("--planner=guess", 1, "planner is 'guess'"),
+    ("--run_dir=~nosuchuser/x", 1, "~nosuchuser/x: there is no such user"),
+    ("--env=no_such_module:make", 1, "No module named 'no_such_module'"),
     ("--run_dir=/proc/run", 1, "cannot write to /proc/run"),
 ]
 

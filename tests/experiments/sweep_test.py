@@ -21,7 +21,9 @@ import pytest
 from experiments import evaluate, run, sweep
 from experiments.reports import animation
 from experiments.runs import command_flags, ledger, metrics_log, registry, run_folder
-from experiments.sweeps import launchers, programs
+from experiments.sweeps import domains, launchers, programs
+from mbrl_jax.algorithms import mpc
+from mbrl_jax.training.population import Range
 
 ROOT = Path(__file__).parents[2]
 # The second of each is the tiny run's own.
@@ -412,6 +414,10 @@ def test_random_search_and_population_based_training_run(
         sample = "--sample=init_std=0.1:1:log"
         flags = [f"--search={search}", sample, *more, f"--sweep_dir={folder}"]
         sweep.main(["sweep", tiny, "--eval_episodes=0", *flags])
+        # as a job that is put into the queue again
+        before = files(folder), (folder / "sweep.json").read_text()
+        sweep.main(["sweep", tiny, "--eval_episodes=0", *flags])
+        assert (files(folder), (folder / "sweep.json").read_text()) == before
     drawn = [
         line["hyperparameters"]["plan.init_std"]
         for line in lines_of(tmp_path / "random").values()
@@ -462,6 +468,75 @@ def test_a_program_that_fails_says_so_and_the_others_go_on(
     (folder / "programs" / "000" / "checkpoints").unlink()
     sweep.main(["sweep", f"--sweep_dir={folder}"])
     assert_same(folder, swept)
+
+
+def test_what_did_not_end_is_counted(
+    swept: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A worker that is killed says nothing, and its runs are in no ledger."""
+    folder = Path(shutil.copytree(swept, tmp_path / "killed"))
+    program = folder / "programs" / "000"
+    killed = {line["run"] for line in ledger.lines(program)}
+    for name in ("metrics.jsonl", "status.json"):
+        (program / name).unlink()
+    kept = [x for x in ledger.read(folder / "ledger.jsonl") if x["run"] not in killed]
+    (folder / "ledger.jsonl").unlink()
+    ledger.add(folder / "ledger.jsonl", kept)
+    die = lambda jobs, options: ((job, "killed by signal 9") for job in jobs)
+    monkeypatch.setattr(launchers, "local", die)
+    with pytest.raises(SystemExit) as stop:
+        sweep.main(["sweep", f"--sweep_dir={folder}", "--max_retries=0"])
+    assert stop.value.code == 1
+    output, errors = capsys.readouterr()
+    assert "000: killed by signal 9" in errors
+    assert "not finished: 4; the same command goes on" in output
+    assert "4 of 8 runs are good" in output
+
+
+def test_fewer_steps_leave_what_is_done_on_record(
+    swept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(swept, tmp_path / "fewer"))
+    sweep.main(["sweep", f"--sweep_dir={folder}", "--num_steps=1"])
+    assert "8 of 8 runs are good" in capsys.readouterr().out
+    assert_same(folder, swept)
+    for path, record in programs.prepared(folder / "programs").items():
+        assert record == run_folder.read(swept / "programs" / path.name)
+
+
+def test_a_folder_of_a_sweep_names_no_module(
+    tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "envs_to_sweep.py").write_text(
+        "from mbrl_jax.envs import point_mass\nmake = point_mass.make\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(programs, "_measured", little)
+    seen: list[launchers.Job] = []
+    note = lambda jobs, options: (seen.append(job) or (job, "stopped") for job in jobs)
+    monkeypatch.setattr(launchers, "local", note)
+    folder = f"--sweep_dir={tmp_path / 'sweep'}"
+    command = ["sweep", folder, "--max_retries=0"]
+    env, grid = "--env=envs_to_sweep:make", "--grid=env=envs_to_sweep:make,pendulum"
+    for argument, more in ((env, "--num_seeds=2"), (grid, "--num_seeds=1")):
+        with pytest.raises(OSError, match="no run has come to an end"):
+            sweep.main([*command, tiny, argument, more])
+    assert env in launchers.arguments(seen[0])
+    assert [job.env for job in seen] == ["envs_to_sweep:make"] * 2 + [""]
+    with pytest.raises(ValueError, match="only imported if you name it too"):
+        sweep.main(command)
+    assert len(seen) == 3
+
+
+def test_one_domain_may_be_said_again_and_not_another() -> None:
+    config = mpc.Config()
+    texts = ["init_std=0.1:1", "plan.init_std=0.1:1"]
+    assert domains.domains(config, texts) == {"plan.init_std": Range(0.1, 1.0)}
+    with pytest.raises(ValueError, match=r"plan\.init_std comes twice, with another"):
+        domains.domains(config, [*texts, "init_std=0.1:2"])
 
 
 BAD = [

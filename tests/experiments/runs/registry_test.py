@@ -7,7 +7,7 @@ import jax
 import pytest
 from absl import flags
 
-from experiments import sweep
+from experiments import evaluate, gradients, render, run, sweep
 from experiments.runs import command_flags, registry
 from mbrl_jax.training import checkpoints
 
@@ -66,6 +66,30 @@ def test_a_changed_config_is_refused(
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(ValueError, match=words):
         registry.load(finished, ignore)
+
+
+@pytest.mark.parametrize("name", ["evil:make", "gymnasium/evil:X-v0"])
+def test_a_folder_does_not_have_a_module_imported(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / "evil.py").write_text("raise SystemExit")
+    monkeypatch.syspath_prepend(tmp_path)
+    path = finished / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"env": name}))
+    argument = f"--run_dir={finished}"
+    for load in (
+        lambda: registry.load(finished, ignore),
+        lambda: evaluate.main(["evaluate", argument]),
+        lambda: render.main(["render", argument]),
+        lambda: run.main(["run", argument]),
+        lambda: gradients.main(["gradients", argument, f"--output={tmp_path / 'x'}"]),
+    ):
+        with pytest.raises(ValueError, match=f"only imported if .*--env={name}$"):
+            load()
+    with pytest.raises(ValueError, match=f"is of the environment {name}, not maze"):
+        registry.load(finished, ignore, "maze")
+    with pytest.raises(SystemExit):  # it is imported now
+        registry.load(finished, ignore, name)
 
 
 def test_a_run_without_a_checkpoint_is_refused(finished: Path) -> None:
