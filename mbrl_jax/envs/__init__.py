@@ -5,6 +5,9 @@ import importlib
 import traceback
 from collections.abc import Callable
 
+import jax
+import jax.numpy as jnp
+
 from mbrl_jax.envs import (
     acrobot,
     cartpole,
@@ -96,7 +99,32 @@ def _of_module(name: str) -> Env:
         raise ValueError(f"{name} is not made: {said}{_place(error)}") from error
     if not isinstance(env, Env):
         raise ValueError(f"{name} returned a {type(env).__name__}, no mbrl_jax Env")
+    _check_types(name, env)
     return env
+
+
+def _check_types(name: str, env: Env) -> None:
+    """Raises ValueError unless `step` keeps the types of a state, which are as said.
+
+    Those of `simulator` and the adapters do; others would fail far from here.
+    """
+    kind = jnp.int32 if env.num_actions else jnp.result_type(float)
+    action = jnp.zeros(() if env.num_actions else env.action_size, kind)
+    reset = returned.named(f"{name}: reset", env.reset)
+    step = returned.named(f"{name}: step", lambda state: env.step(state, action))
+    first = jax.eval_shape(reset, jax.random.key(0))
+    if first.obs.shape != (env.obs_size,) or first.obs.dtype.kind != "f":
+        shape, dtype = first.obs.shape, first.obs.dtype
+        raise ValueError(
+            f"{name}: obs are {dtype} of shape {shape}, not [{env.obs_size}]"
+        )
+    lasting = returned.lasting_types(reset, step, f"{name}: step")
+    for (path, old), new in zip(
+        jax.tree.leaves_with_path(first), jax.tree.leaves(lasting), strict=True
+    ):
+        if old.dtype != new.dtype:
+            part = jax.tree_util.keystr(path)
+            raise ValueError(f"{name}: step makes {part} {new.dtype} of {old.dtype}")
 
 
 def _place(error: Exception) -> str:

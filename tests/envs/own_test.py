@@ -301,6 +301,16 @@ def number():
 
 def broken():
     return [][1]
+
+def narrow():
+    env = make()
+    reset = lambda key: env.reset(key)._replace(reward=0)
+    return env._replace(reset=reset)
+
+def pixels():
+    env = make()
+    reset = lambda key: env.reset(key)._replace(obs=env.reset(key).obs.astype(int))
+    return env._replace(reset=reset)
 """
 
 
@@ -316,6 +326,8 @@ def test_environments_of_ones_own_by_module_and_function(tmp_path, monkeypatch):
             "envs_of_a_user:broken",
             r"IndexError: list index out of range \(envs_of_a_user.py, line 11\)$",
         ),
+        ("envs_of_a_user:narrow", "step makes .reward float32 of int32"),
+        ("envs_of_a_user:pixels", r"obs are int32 of shape \(3,\), not \[3\]"),
         ("envs_of_a_user:none", "is not made: AttributeError: .*no attribute 'none'$"),
         ("envs_with_a_slip:make", "is not made: SyntaxError: .*line 1"),
         (
