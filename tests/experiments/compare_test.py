@@ -196,6 +196,12 @@ def test_settings_that_are_pooled_are_told(
     assert second.endswith("3 finished runs")
 
 
+def test_colons_and_commas_of_paths(tmp_path: Path) -> None:
+    book = write(tmp_path / "a:b,c" / "ledger.jsonl", make_lines([1.0, 2.0]))
+    for source, expected in ((f"{book}", [1, 2]), (f"{book.parent}:seed=1", [2])):
+        assert [line["return"] for line in selection.read(source)] == expected
+
+
 def test_selections(tmp_path: Path) -> None:
     path = write(
         tmp_path / "ledger.jsonl",

@@ -192,6 +192,24 @@ def test_an_environment_of_ones_own_is_named_each_time(
     assert (folder / "episode.gif").exists()
 
 
+@pytest.mark.usefixtures("light")
+def test_the_reason_of_a_simulator_is_on_record(
+    tmp_path: Path, tiny: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """jax reports a traceback of what fails outside it."""
+
+    def fail(*arguments: Any, **options: Any) -> None:
+        raise jax.errors.JaxRuntimeError("INTERNAL\n...HostFault: robot failed: no")
+
+    monkeypatch.setattr(train, "run", fail)
+    with pytest.raises(jax.errors.JaxRuntimeError):
+        run.main(["run", tiny, f"--run_dir={tmp_path / 'run'}"])
+    status = run_folder.read_json(tmp_path / "run" / "status.json")
+    assert (status["status"], status["reason"]) == ("failed", "robot failed: no")
+    (line,) = ledger.read(tmp_path / "ledger.jsonl")
+    assert line["reason"] == "robot failed: no"
+
+
 def test_a_return_that_is_not_finite_is_summed_up() -> None:
     assert products._text(None) == "nan"
     assert products._text([None, None]) == "nan over all seeds"
