@@ -162,7 +162,7 @@ def draw(found: run_folder.Record, path: Path) -> None:
     axis.set_title(title, loc="left", fontsize=11)
     axis.set(xlabel="horizon, steps", ylabel="temporary memory, MB")
     axis.legend(frameon=False)
-    figure.savefig(path)
+    plots.save(figure, path)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from absl import app, flags, logging
 
 from experiments import gradients
 from experiments.reports import gradient_figures, plots
-from experiments.runs import run_folder
+from experiments.runs import files, run_folder
 
 RESULTS = Path(__file__).parent / "results" / "gradients.json"
 COSTS = RESULTS.with_name("gradient_cost.json")
@@ -164,7 +164,7 @@ def write_docs(results: Mapping[str, Any], folder: Path) -> None:
     titles = [name.removesuffix("/generalized") for name in rest]
     figure = gradient_figures.variances([*rest.values()], titles, every)
     plots.save(figure, folder / "gradients_environments.png")
-    (folder / "gradients.md").write_text(page(results))
+    files.write_text(folder / "gradients.md", page(results), through_links=True)
 
 
 def page(results: Mapping[str, Any]) -> str:

@@ -96,7 +96,7 @@ def picture(found: dict[str, Any]) -> None:
             axis.set(xlabel="steps of the environment, thousands")
     handles, labels = axes[0].get_legend_handles_labels()
     made.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False)
-    made.savefig(PICTURE)
+    plots.save(made, PICTURE)
 
 
 if __name__ == "__main__":

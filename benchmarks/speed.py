@@ -18,7 +18,7 @@ from typing import Any
 from absl import app, flags, logging
 
 from benchmarks.topics import TOPICS
-from experiments.runs import run_folder
+from experiments.runs import files, run_folder
 
 FOLDER = Path(__file__).parent
 README = FOLDER / "README.md"
@@ -97,7 +97,8 @@ def main(argv: Sequence[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     if flags.FLAGS.readme:
         path = Path(flags.FLAGS.output or FOLDER / "results" / "speed_cpu.json")
-        README.write_text(with_table(README.read_text(), json.loads(path.read_text())))
+        text = with_table(README.read_text(), json.loads(path.read_text()))
+        files.write_text(README, text, through_links=True)
         return
     unknown = set(flags.FLAGS.only) - set(TOPICS)
     if unknown:

@@ -91,9 +91,9 @@ def main(argv: Sequence[str]) -> None:
     folder = paths.expanded(values.output)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        figure(found, len(obs), values.env).savefig(folder / "identification.png")
     except OSError as error:
         raise OSError(f"cannot write to {folder}: {error.strerror}") from error
+    plots.save(figure(found, len(obs), values.env), folder / "identification.png")
     record = report | run_folder.surroundings()
     run_folder.write_json(folder / "identification.json", record)
     print(folder / "identification.png")

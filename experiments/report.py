@@ -17,7 +17,7 @@ from experiments.reports import page as report_page
 from experiments.reports import preset_page, results
 from experiments.reports.results import Row
 from experiments.reports.text import NOTHING, count, interval, number, span
-from experiments.runs import command_flags, paths, presets
+from experiments.runs import command_flags, files, paths, presets
 
 BEGIN, END = "<!-- results -->\n", "<!-- end -->"
 COLUMNS = (
@@ -54,14 +54,14 @@ def main(argv: Sequence[str]) -> None:
     )
     if values.readme:
         path = paths.expanded(values.readme)
-        text = with_table(_read(path), table(results.rows(lines, references)))
+        text = with_table(files.read_text(path), table(results.rows(lines, references)))
     elif values.presets:
         path = paths.expanded(values.presets)
         text = preset_page.markdown(lines)
     else:
         path = paths.expanded(values.output)
         text = report_page.html(lines, references, values.threshold)
-    _write(path, text)
+    files.write_text(path, text, through_links=True)
     print(f"{path}: {count(len(lines), 'run')}")
 
 
@@ -114,20 +114,6 @@ def with_table(text: str, table: str) -> str:
     if not end:
         raise ValueError(f"there is no {BEGIN.strip()} with an {END} behind it")
     return before + begin + table + end + after
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError as error:
-        raise OSError(f"cannot read {path}: {error.strerror}") from error
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text)
-    except OSError as error:
-        raise OSError(f"cannot write {path}: {error.strerror}") from error
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ and more values, seeds or steps it extends that sweep.
 """
 
 import contextlib
-import fcntl
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -25,7 +24,7 @@ from absl import flags
 from experiments import run
 from experiments.reports import page as report_page
 from experiments.reports import results
-from experiments.runs import command_flags, ledger, paths, progress, run_folder
+from experiments.runs import command_flags, files, ledger, paths, progress, run_folder
 from experiments.sweeps import domains, hosts, launchers, programs
 from mbrl_jax import envs
 from mbrl_jax.training import population
@@ -318,7 +317,7 @@ def _conclude(folder: Path) -> None:
     for reason in dict.fromkeys(line.get("reason") or NO_RETURN for line in lost):
         print(f"  failed: {reason}")
     page = folder / "report.html"
-    page.write_text(report_page.html(lines, results.read_references(None)))
+    files.write_text(page, report_page.html(lines, results.read_references(None)))
     failed = {line["run"] for line in lost}
     waiting = _unfinished(folder / "programs") - failed
     if waiting:
@@ -374,16 +373,10 @@ def _locked(folder: Path) -> Iterator[None]:
     """For this process alone.  SIGTERM ends the programs as Ctrl-C does."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
     except OSError as error:
         raise OSError(f"cannot write to {folder}: {error.strerror}") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise OSError(
-                f"the sweep {folder} is running in another process"
-            ) from error
+    in_use = f"the sweep {folder} is running in another process"
+    with files.locked(folder / ".lock", in_use):
         before = signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             yield

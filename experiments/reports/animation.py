@@ -5,7 +5,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from experiments.runs import registry
+from experiments.runs import files, registry
 from mbrl_jax import rollout
 
 MAX_FRAMES = 500
@@ -48,11 +48,13 @@ def write_gif(path: Path, frames: np.ndarray) -> None:
     sample = Image.fromarray(np.concatenate(frames[:: max(1, len(frames) // 8)]))
     palette = sample.quantize(128, dither=Image.Dither.NONE)
     images = [x.quantize(palette=palette, dither=Image.Dither.NONE) for x in images]
-    images[0].save(
-        path,
-        save_all=True,
-        append_images=images[1:],
-        duration=FRAME_TIME,
-        loop=0,
-        optimize=False,
-    )
+    with files.replacing(path) as file:
+        images[0].save(
+            file,
+            "GIF",
+            save_all=True,
+            append_images=images[1:],
+            duration=FRAME_TIME,
+            loop=0,
+            optimize=False,
+        )

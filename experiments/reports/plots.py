@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.special
 
-from experiments.runs import metrics_log, run_folder
+from experiments.runs import files, metrics_log, run_folder
 
 COLOURS = (
     "#2c71b0",
@@ -190,7 +190,6 @@ def new_figure(num_axes: int, width: float) -> tuple[Any, list[Any]]:
 
 
 def save(figure: Any, path: Path) -> None:
-    try:
-        figure.savefig(path)
-    except OSError as error:
-        raise OSError(f"cannot write {path}: {error.strerror}") from error
+    """In the format that its name says.  A link in its place is not followed."""
+    with files.replacing(path) as file:
+        figure.savefig(file, format=path.suffix[1:] or None)

@@ -20,16 +20,15 @@ A run has one line: the latest that was added.  Any number of processes may add 
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments.runs import (
     command_flags,
+    files,
     metrics_log,
     registry,
     renamed,
@@ -64,16 +63,11 @@ def add(path: Path, new: Iterable[Line]) -> None:
         latest = {line["run"]: line for line in new}
         old = read(path) if path.exists() else []
         kept = [line for line in old if line["run"] not in latest]
-        temporary = path.with_name(f".{path.name}.tmp")
         text = "".join(
             json.dumps(line, allow_nan=False) + "\n"
             for line in [*kept, *latest.values()]
         )
-        try:
-            temporary.write_text(text)
-            os.replace(temporary, path)
-        except OSError as error:
-            raise OSError(f"cannot write {path}: {error.strerror}") from error
+        files.write_text(path, text, through_links=True)
 
 
 def read(path: Path) -> list[Line]:
@@ -253,12 +247,12 @@ def _of(value: Any, i: int) -> Any:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Waits for its turn.  The lock ends with the process, however that ends."""
+    """Waits for its turn.  The lock is beside the file itself, so that all who come by
+    a link take the same."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = path.with_name(f".{path.name}.lock").open("w")
+        real = files.target(path)
     except OSError as error:
         raise OSError(f"cannot write {path}: {error.strerror}") from error
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with files.locked(real.with_name(f".{real.name}.lock")):
         yield

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.runs import run_folder
+from experiments.runs import files, run_folder
 from mbrl_jax.training.train import Log
 
 Line = dict[str, Any]
@@ -27,20 +27,21 @@ def writer(folder: Path) -> Iterator[Log]:
     """
     path = folder / "metrics.jsonl"
     with contextlib.ExitStack() as stack:
-        files: list[Any] = []
+        logs: list[Any] = []
 
         def log(step: int, metrics: Line) -> None:
             record = run_folder.plain({"step": step, **metrics})
             text = json.dumps(record, allow_nan=False) + "\n"
+            if not logs:
+                _cut(path, step)
             try:
-                if not files:
-                    _cut(path, step)
-                    files.append(stack.enter_context(open(path, "ab", buffering=0)))
+                if not logs:
+                    logs.append(stack.enter_context(files.appending(path)))
                     board = _board(folder / "tensorboard", step)
-                    files.append(stack.enter_context(board))
-                if files[0].write(text.encode()) < len(text):
+                    logs.append(stack.enter_context(board))
+                if logs[0].write(text.encode()) < len(text):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                files[1](step, metrics)
+                logs[1](step, metrics)
             except OSError as error:
                 raise OSError(f"cannot write {path}: {error.strerror}") from error
 
@@ -103,6 +104,4 @@ def _cut(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = [line for line in read(path.parent) if line["step"] < step]
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-    os.replace(temporary, path)
+    files.write_text(path, "".join(json.dumps(line) + "\n" for line in kept))

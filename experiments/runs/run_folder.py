@@ -14,11 +14,9 @@ Everything is JSON, pictures and plain arrays: reading a folder runs no code fro
 
 import contextlib
 import datetime
-import fcntl
 import importlib.metadata
 import json
 import math
-import os
 import platform
 import subprocess
 import sys
@@ -29,7 +27,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.runs import paths, renamed
+from experiments.runs import files, paths, renamed
 from mbrl_jax.training import checkpoints
 
 Record = Mapping[str, Any]
@@ -110,15 +108,10 @@ def opened(run_dir: str, record: Record, wait: bool = False) -> Iterator[Path]:
     folder = paths.expanded(run_dir) if run_dir else _new_folder(record)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
     except OSError as error:
         raise OSError(f"cannot write to {folder}: {error.strerror}") from error
-    with lock:
-        try:
-            # it ends with the process
-            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError as error:
-            raise OSError(f"{folder} is in use by another process") from error
+    in_use = "" if wait else f"{folder} is in use by another process"
+    with files.locked(folder / ".lock", in_use):
         if (folder / "config.json").exists():
             old = read(folder)
             if wrong := checkpoints.differences(identity(old), identity(record)):
@@ -173,13 +166,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, record: Record) -> None:
     """Writes all of it or nothing."""
-    temporary = path.with_name(f".{path.name}.tmp")
     text = json.dumps(plain(record), indent=2, allow_nan=False) + "\n"
-    try:
-        temporary.write_text(text)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise OSError(f"cannot write {path}: {error.strerror}") from error
+    files.write_text(path, text)
 
 
 def finished(folder: Path) -> bool:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import jax
 from absl import flags
 
-from experiments.runs import jax_settings, progress
+from experiments.runs import files, jax_settings, progress
 from experiments.sweeps import launchers
 
 FLAGS = ("coordinator", "join_timeout", "num_processes", "process_id")
@@ -74,7 +74,7 @@ def execute(host: Host, jobs: Sequence[launchers.Job]) -> None:
     """This host's share of the jobs, in this process; what they print is in log.txt."""
     for job in jobs[host.number :: host.num_hosts]:
         with (
-            (job.folder / "log.txt").open("a") as log,
+            open(job.folder / "log.txt", "a", opener=files.regular) as log,
             contextlib.redirect_stdout(log),
             contextlib.redirect_stderr(log),
         ):

@@ -15,7 +15,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.runs import faults, run_folder
+from experiments.runs import faults, files, run_folder
 
 ROOT = Path(__file__).parents[2]
 NAMES = ("local", "ray", "submitit")
@@ -114,7 +114,7 @@ def local(
 
 def _start(job: Job) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "experiments.run", *arguments(job)]
-    with (job.folder / "log.txt").open("ab") as log:
+    with open(job.folder / "log.txt", "ab", opener=files.regular) as log:
         return subprocess.Popen(
             command,
             cwd=ROOT,

@@ -18,6 +18,7 @@ from collections.abc import Generator, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
+from experiments.runs import files
 from experiments.sweeps import launchers
 from experiments.sweeps.launchers import Ended, Job
 
@@ -81,7 +82,7 @@ def _run(
 
 def _work(job: Job) -> str:
     """Runs a job in a worker.  Returns why it failed, in a line; else nothing."""
-    with (job.folder / "log.txt").open("a", buffering=1) as log:
+    with open(job.folder / "log.txt", "a", 1, opener=files.regular) as log:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         for number in (1, 2):  # of this process, which does nothing else afterwards

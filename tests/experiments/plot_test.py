@@ -1,6 +1,7 @@
 """Pictures of runs."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -142,3 +143,32 @@ def test_broken_files_are_named(tmp_path: Path) -> None:
     (folder / "metrics.jsonl").unlink()
     with pytest.raises(OSError, match=r"no metrics.jsonl"):
         plots.learning_curve([folder], tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("name", ["a.png", "a"])
+def test_a_link_in_place_of_a_picture_is_not_followed(
+    tmp_path: Path, name: str
+) -> None:
+    victim, path = tmp_path / "victim", tmp_path / name
+    victim.write_text("mine")
+    path.symlink_to(victim)
+    figure, _ = plots.new_figure(1, width=1)
+    plots.save(figure, path)
+    assert victim.read_text() == "mine"
+    assert num_colours(path) > 1
+
+
+def test_a_picture_that_cannot_be_written_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.png"
+    path.write_text("old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    figure, _ = plots.new_figure(1, width=1)
+    with pytest.raises(OSError, match=r"cannot write .*a.png: No space left"):
+        plots.save(figure, path)
+    assert path.read_text() == "old"

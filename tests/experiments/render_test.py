@@ -27,6 +27,13 @@ def test_a_gif_plays_at_the_right_speed_for_ever(tmp_path: Path) -> None:
             assert np.abs(shown - frames[time]).max() < 8
 
 
+def test_a_link_in_place_of_a_gif_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "victim").write_text("mine")
+    (tmp_path / "a.gif").symlink_to(tmp_path / "victim")
+    animation.write_gif(tmp_path / "a.gif", np.zeros((2, 3, 3, 3), np.uint8))
+    assert (tmp_path / "victim").read_text() == "mine"
+
+
 def test_an_episode_is_rendered_from_the_folder_alone(
     finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

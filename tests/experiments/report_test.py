@@ -1,6 +1,7 @@
 """The report: its page, parsed and in a browser, and the README's table."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -426,3 +427,47 @@ def test_intervals_and_spans() -> None:
     assert report_text.span([3, None, 1]) == "1 to 3"
     assert report_text.span([3, 3]) == "3"
     assert report_text.span([None]) == report_text.NOTHING
+
+
+@pytest.mark.parametrize("flag", ["readme", "output", "presets"])
+def test_a_full_disk_cuts_no_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flag: str
+) -> None:
+    book, path = tmp_path / "ledger.jsonl", tmp_path / "page"
+    book.write_text(json.dumps(make_line("pendulum", 0, 1.0, 5)) + "\n")
+    text = f"{report.BEGIN}{report.END}"
+    path.write_text(text)
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"cannot write .*page: No space left"):
+        report.main(["report", f"--ledger={book}", f"--{flag}={path}"])
+    assert path.read_text() == text
+
+
+def test_a_name_that_is_not_utf_8_is_shown_by_its_code(tmp_path: Path) -> None:
+    book, path = tmp_path / "ledger.jsonl", tmp_path / "report.html"
+    line = make_line("pendulum", 0, 1.0, 5, folder="runs/\udcff")
+    book.write_text(json.dumps(line) + "\n")
+    report.main(["report", f"--ledger={book}", f"--output={path}"])
+    assert r"runs/\udcff" in path.read_text()
+
+
+def test_a_link_to_the_readme_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "real").write_text(f"{report.BEGIN}{report.END}")
+    (tmp_path / "link").symlink_to("real")
+    book = tmp_path / "ledger.jsonl"
+    book.write_text(json.dumps(make_line("pendulum", 0, 1.0, 5)) + "\n")
+    report.main(["report", f"--ledger={book}", f"--readme={tmp_path / 'link'}"])
+    assert (tmp_path / "link").is_symlink()
+    assert "| pets |" in (tmp_path / "real").read_text()
+
+
+def test_a_readme_that_is_no_text_is_named(tmp_path: Path) -> None:
+    book, path = tmp_path / "ledger.jsonl", tmp_path / "README.md"
+    book.write_text(json.dumps(make_line("pendulum", 0, 1.0, 5)) + "\n")
+    path.write_bytes(b"\xff")
+    with pytest.raises(ValueError, match=r"README.md is not UTF-8 text"):
+        report.main(["report", f"--ledger={book}", f"--readme={path}"])

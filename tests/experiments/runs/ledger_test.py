@@ -3,6 +3,7 @@
 import json
 import math
 import multiprocessing
+import os
 from pathlib import Path
 from typing import Any
 
@@ -202,3 +203,31 @@ def test_files_that_cannot_be_used_are_named(tmp_path: Path) -> None:
         ledger.read(tmp_path / "nowhere")
     with pytest.raises(OSError, match="cannot write /proc/a/ledger"):
         ledger.add(Path("/proc/a/ledger.jsonl"), [])
+
+
+def test_a_link_to_a_ledger_stays_one_and_takes_turns_with_it(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    real, link = tmp_path / "there" / "real.jsonl", tmp_path / "ledger.jsonl"
+    link.symlink_to(real)
+    ledger.add(link, [make_line(1)])
+    ledger.add(real, [make_line(2)])
+    assert link.is_symlink()
+    assert [line["seed"] for line in ledger.read(link)] == [1, 2]
+    names = {x.name for x in tmp_path.rglob("*") if x.is_file()}
+    assert names == {"real.jsonl", "ledger.jsonl", ".real.jsonl.lock"}
+
+
+def test_no_link_in_place_of_a_lock_is_followed(tmp_path: Path) -> None:
+    path, victim = tmp_path / "ledger.jsonl", tmp_path / "victim"
+    victim.write_text("mine")
+    (tmp_path / ".ledger.jsonl.lock").symlink_to(victim)
+    with pytest.raises(OSError, match="lock: it is a symbolic link"):
+        ledger.add(path, [make_line(1)])
+    assert victim.read_text() == "mine"
+
+
+def test_a_pipe_is_no_ledger(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match=r"cannot write .*pipe: it is no regular file"):
+        ledger.add(tmp_path / "pipe", [make_line(1)])
+    assert [x.name for x in tmp_path.iterdir()] == ["pipe"]

@@ -91,3 +91,11 @@ def test_lines_are_json_for_any_reader(tmp_path: Path) -> None:
 
     for line in (tmp_path / "metrics.jsonl").read_text().splitlines():
         json.loads(line, parse_constant=refuse)
+
+
+def test_a_link_in_place_of_the_log_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "victim").write_text("")
+    (tmp_path / "metrics.jsonl").symlink_to(tmp_path / "victim")
+    write(tmp_path, range(1, 3))  # the lines from step 1 on are replaced, and the link
+    assert (tmp_path / "victim").read_text() == ""
+    assert len(metrics_log.read(tmp_path)) == 2

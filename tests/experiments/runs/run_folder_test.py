@@ -139,3 +139,23 @@ def test_json_says_arrays_as_lists_and_non_finite_as_null(tmp_path: Path) -> Non
     }
     assert list(record) == ["z", "a", "c"]
     assert [x.name for x in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_links_in_a_folder_of_somebody_else_lead_to_no_file_of_ours(
+    tmp_path: Path,
+) -> None:
+    victim, folder = tmp_path / "victim", tmp_path / "run"
+    victim.write_text("mine")
+    folder.mkdir()
+    for name in (".config.json.tmp", "status.json", "config.json"):
+        (folder / name).symlink_to(victim)
+    run_folder.write_status(folder, "running")
+    run_folder.write_json(folder / "config.json", RECORD)
+    assert victim.read_text() == "mine"
+    (folder / ".lock").symlink_to(victim)
+    with (
+        pytest.raises(OSError, match="lock: it is a symbolic link"),
+        run_folder.opened(str(folder), RECORD),
+    ):
+        pass
+    assert victim.read_text() == "mine"
