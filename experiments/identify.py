@@ -63,7 +63,7 @@ def main(argv: Sequence[str]) -> None:
     names, given = _parameters(values.parameters)
     source = recordings.make_source(values.env)
     true = systems.constants(source.system.parameters, names) | given
-    if wrong := [name for name, x in true.items() if not x > 0]:
+    if wrong := [name for name, x in true.items() if not 0 < x < np.inf]:
         raise ValueError(
             f"{wrong[0]} is {float(true[wrong[0]])}, and only positive parameters can "
             f"be fitted; --parameters={wrong[0]}=VALUE sets it"

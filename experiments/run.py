@@ -37,7 +37,6 @@ from mbrl_jax import envs
 from mbrl_jax.ops import sharding
 from mbrl_jax.training import checkpoints, train
 
-MAX_SEED = 2**31 - 1
 MANY = 1024  # cores that a machine might have
 
 
@@ -107,10 +106,18 @@ def parse(
             values.set_default(field, known[field])
     config = registry.module(name).Config()
     if known and known["algorithm"] == name:
-        config = command_flags.unflat(config, known["config"])
+        config = _stored_config(config, known, folder)
     command_flags.define_config(values, config)
     command_flags.parse(values, argv)
     return values, command_flags.read_config(values, config)
+
+
+def _stored_config(default: Any, known: run_folder.Record, folder: Path) -> Any:
+    """That of a run folder, or of a preset.  ValueError, naming it, if it is none."""
+    try:
+        return command_flags.unflat(default, known["config"])
+    except ValueError as error:
+        raise ValueError(f"{folder / 'config.json'}: {error}") from error
 
 
 def record_of(values: flags.FlagValues, config: Any) -> dict[str, Any]:
@@ -128,8 +135,9 @@ def record_of(values: flags.FlagValues, config: Any) -> dict[str, Any]:
 def define_run(values: flags.FlagValues) -> None:
     """The flags of a run that do not depend on the algorithm."""
 
-    def integer(name: str, default: int, meaning: str, least: int) -> None:
-        flags.DEFINE_integer(name, default, meaning, least, flag_values=values)
+    def integer(name: str, default: int, meaning: str) -> None:
+        bounds = (run_folder.LEAST[name], run_folder.MOST[name])
+        flags.DEFINE_integer(name, default, meaning, *bounds, flag_values=values)
 
     def string(name: str, default: str, meaning: str) -> None:
         flags.DEFINE_string(name, default, meaning, flag_values=values)
@@ -142,13 +150,13 @@ def define_run(values: flags.FlagValues) -> None:
         "the hyperparameters that worked for this algorithm and environment",
         flag_values=values,
     )
-    integer("episode_length", 0, "steps; 0: the environment's own", 0)
-    flags.DEFINE_integer("seed", 0, "of the first run", 0, MAX_SEED, flag_values=values)
-    integer("num_seeds", 1, "runs trained together: seed, seed + 1, ...", 1)
-    integer("num_steps", 10, "iterations of the algorithm", 1)
-    integer("eval_every", 5, "steps between evaluations; 0: only at the end", 0)
-    integer("eval_episodes", 5, "per evaluation; 0: no evaluation", 0)
-    integer("checkpoint_every", 1, "steps between checkpoints", 1)
+    integer("episode_length", 0, "steps; 0: the environment's own")
+    integer("seed", 0, "of the first run")
+    integer("num_seeds", 1, "runs trained together: seed, seed + 1, ...")
+    integer("num_steps", 10, "iterations of the algorithm")
+    integer("eval_every", 5, "steps between evaluations; 0: only at the end")
+    integer("eval_episodes", 5, "per evaluation; 0: no evaluation")
+    integer("checkpoint_every", 1, "steps between checkpoints")
     string("run_dir", "", "folder of the run; default: a new one in runs/")
     string("ledger", "", "file of results; default: ledger.jsonl beside the folder")
     flags.DEFINE_boolean(

@@ -197,7 +197,7 @@ def _programs(
         for path, old in programs.prepared(runs).items():
             record = run_folder.rescheduled(path, old, schedule)
             if record != old:
-                run_folder.write_json(path / "config.json", record)
+                run_folder.write(path, record)
         known = [
             ledger.run_id(record, row)
             for record in programs.prepared(runs).values()
@@ -345,8 +345,12 @@ def _stored(argv: Sequence[str]) -> list[str]:
     flags.DEFINE_string("sweep_dir", "", "", flag_values=known)
     command_flags.parse(known, argv, known_only=True)
     path = paths.expanded(known.sweep_dir) / "sweep.json"
-    there = known.sweep_dir and path.exists()
-    return run_folder.read_json(path).get("flags", []) if there else []
+    if not (known.sweep_dir and path.exists()):
+        return []
+    given = run_folder.read_json(path).get("flags", [])
+    if not isinstance(given, list) or not all(isinstance(x, str) for x in given):
+        raise ValueError(f"{path}: flags is no list of texts")
+    return given
 
 
 def _given(values: flags.FlagValues) -> list[str]:

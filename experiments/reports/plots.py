@@ -56,7 +56,7 @@ def learning_curve(folders: Sequence[Path], path: Path) -> None:
     Dots are evaluations, pale lines the episodes trained on.  Raises OSError or
     ValueError if a folder cannot be read.
     """
-    runs = [(run_folder.read(folder), metrics_log.read(folder)) for folder in folders]
+    runs = [_read(folder) for folder in folders]
     figure, (axis,) = new_figure(1, width=6.4)
     for i, (_, lines) in enumerate(runs):
         training, evaluation = _curve(lines, TRAINING), _curve(lines, EVALUATION)
@@ -80,6 +80,12 @@ def learning_curve(folders: Sequence[Path], path: Path) -> None:
     axis.set_xlim(left=0)
     axis.legend(frameon=False)
     save(figure, path)
+
+
+def _read(folder: Path) -> tuple[run_folder.Record, list[metrics_log.Line]]:
+    record = run_folder.read(folder)
+    num_runs = len(run_folder.rows(record))
+    return record, metrics_log.read(folder, num_runs, ("env_steps",))
 
 
 def diagnostics(folder: Path, path: Path) -> None:

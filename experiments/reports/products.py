@@ -41,8 +41,8 @@ def make(folder: Path, run: registry.Run, episodes: Episode | None) -> dict[str,
 def summary(folder: Path) -> str:
     """What came out of a finished run, and where it is."""
     record = run_folder.read(folder)
-    status = run_folder.read_json(folder / "status.json")
-    lines = metrics_log.read(folder)
+    status = run_folder.read_status(folder)
+    lines = metrics_log.read(folder, len(run_folder.rows(record)), ("env_steps",))
     last = lines[-1]
     seconds = sum(
         x for line in lines for name, x in line.items() if name[:5] == "time/"

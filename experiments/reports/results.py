@@ -120,7 +120,7 @@ def labels(lines: Sequence[ledger.Line]) -> list[str]:
 def settings(line: ledger.Line) -> dict[str, Any]:
     """All hyperparameters of a run, those at their default too; and SETTINGS."""
     own = {name: line.get(name) for name in SETTINGS}
-    if "population" in line:
+    if line.get("population"):
         own["population"] = line["population"]["ranges"]
     return {**own, **ledger.config(line)}
 
@@ -146,7 +146,7 @@ def curve(line: ledger.Line, names: Iterable[str] = (EVALUATION, TRAINING)) -> C
     Raises ValueError for what is no curve.
     """
     for name in names:
-        points = line.get("curves", {}).get(name)
+        points = (line.get("curves") or {}).get(name)
         if points is None:
             continue
         try:

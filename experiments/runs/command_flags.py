@@ -13,6 +13,7 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from absl import flags
 
 from experiments.runs import faults, renamed
@@ -23,6 +24,8 @@ DEFINE: dict[type, Callable[..., Any]] = {
     float: flags.DEFINE_float,
     str: flags.DEFINE_string,
 }
+LARGEST_INT = 2**31 - 1
+LARGEST_FLOAT = float(np.finfo(np.float32).max)
 
 
 def define_config(values: flags.FlagValues, config: Any, prefix: str = "") -> None:
@@ -39,8 +42,11 @@ def define_config(values: flags.FlagValues, config: Any, prefix: str = "") -> No
             continue
         element = _element(hints[field.name])
         if isinstance(value, tuple):
-            text = [_text(x) for x in value]
-            flags.DEFINE_list(name, text, meaning[field.name], flag_values=values)
+            texts = [_text(x) for x in value]
+            flags.DEFINE_list(name, texts, meaning[field.name], flag_values=values)
+        elif element is float and _may_be_infinite(field, value):
+            text: Any = flags.ArgumentSerializer()
+            flags.DEFINE(_AnyFloat(), name, value, meaning[field.name], values, text)
         else:
             DEFINE[element](name, value, meaning[field.name], flag_values=values)
 
@@ -57,9 +63,7 @@ def read_config(values: flags.FlagValues, default: Any, prefix: str = "") -> Any
         value: Any = values[name].value
         if isinstance(old, tuple):
             value = _elements(name, value, _element(hints[field.name]))
-        for x in value if isinstance(value, tuple) else (value,):
-            if isinstance(x, float) and math.isnan(x):
-                raise flags.IllegalFlagValueError(f"flag --{name} is not a number")
+        _check(name, value, _may_be_infinite(field, old))
         new[field.name] = value
     return dataclasses.replace(default, **new)
 
@@ -140,6 +144,9 @@ def parse(
         raise flags.Error(
             f"unknown flag --{error.flagname}{did_you_mean(error.flagname, values)}"
         ) from error
+    for name in values:
+        flag = values[name]
+        _check(name, flag.value, may_be_infinite=isinstance(flag.parser, _AnyFloat))
     if not known_only and len(rest) > 1:
         raise flags.Error(f"unexpected argument {rest[1]!r}: flags start with --")
 
@@ -212,6 +219,36 @@ def command(main: Callable[[Sequence[str]], None]) -> None:
 def _complain(error: Exception, code: int) -> int:
     print("error:", faults.line(error), file=sys.stderr)
     return code
+
+
+class _AnyFloat(flags.FloatParser):
+    """Of a setting that may be infinite."""
+
+
+def _may_be_infinite(field: dataclasses.Field[Any], value: Any) -> bool:
+    """Only what is so by default, in the class or in what holds it."""
+    values = (field.default, *(value if isinstance(value, tuple) else (value,)))
+    return any(isinstance(x, float) and math.isinf(x) for x in values)
+
+
+def _check(name: str, value: Any, may_be_infinite: bool) -> None:
+    """Raises flags.Error for a number, or an element of a tuple, that cannot be.
+
+    An int has 32 bits on all devices, and so has a float.
+    """
+    sizes = isinstance(value, tuple)
+    for x in value if sizes else (value,):
+        wrong = ""
+        if isinstance(x, float) and math.isnan(x):
+            wrong = "is not a number"
+        elif isinstance(x, float) and not (may_be_infinite or abs(x) <= LARGEST_FLOAT):
+            wrong = f"is {x}, must be finite, at most {LARGEST_FLOAT:.2g}"
+        elif isinstance(x, int) and not -LARGEST_INT <= x <= LARGEST_INT:
+            wrong = f"is {x}, must be at most {LARGEST_INT}"
+        elif isinstance(x, int) and sizes and x < 1:
+            wrong = f"has a size of {x}, must be at least 1"
+        if wrong:
+            raise flags.IllegalFlagValueError(f"flag --{name} {wrong}")
 
 
 def _element(hint: Any) -> type:

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-PRIVATE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+PRIVATE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 # without O_NONBLOCK a pipe waits here for its other end
 
 
@@ -101,12 +101,12 @@ def locked(path: Path, in_use: str = "") -> Iterator[None]:
         os.close(descriptor)
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path, what: str = "") -> str:
     """Raises OSError or ValueError, naming the file, if it is not there or no text."""
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:
-        raise OSError(f"cannot read {path}: {error.strerror}") from error
+        raise OSError(f"cannot read {what}{path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text: {error}") from error
 

@@ -51,6 +51,28 @@ KEYS = {
     "hyperparameters": dict,
     "config_digest": str,
 }
+NUMBER = (int, float)
+MORE_KEYS: dict[str, type | tuple[type, ...]] = {  # that may be missing, or null
+    "episode_length": int,
+    "precision": str,
+    "config": dict,
+    "population": dict,
+    "return": NUMBER,
+    "steps": NUMBER,
+    "error": NUMBER,
+    "env_steps": NUMBER,
+    "wall_seconds": NUMBER,
+    "compile_seconds": NUMBER,
+    "num_runs": int,
+    "curves": dict,
+    "curve_digest": str,
+    "reason": str,
+    "commit": str,
+    "versions": dict,
+    "device": str,
+    "time": str,
+    "folder": str,
+}
 
 
 def add(path: Path, new: Iterable[Line]) -> None:
@@ -72,21 +94,29 @@ def add(path: Path, new: Iterable[Line]) -> None:
 
 def read(path: Path) -> list[Line]:
     """The lines.  Raises OSError if there is no file, ValueError for a bad line."""
+    texts = files.read_text(path, "the ledger ").removesuffix("\n").split("\n")
+    return [
+        _read(f"{path}, line {number}", text)
+        for number, text in enumerate(texts, start=1)
+        if texts != [""]
+    ]
+
+
+def _read(where: str, text: str) -> Line:
     try:
-        text = path.read_text()
-    except OSError as error:
-        raise OSError(f"cannot read the ledger {path}: {error.strerror}") from error
-    lines = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        try:
-            record = json.loads(line)
-            wrong = [k for k, kind in KEYS.items() if not isinstance(record[k], kind)]
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{path}, line {number} is no run: {error}") from error
-        if wrong:
-            raise ValueError(f"{path}, line {number}: bad {', '.join(wrong)}")
-        lines.append(_by_todays_names(record))
-    return lines
+        line = files.parse(text, "it")
+    except ValueError as error:
+        raise ValueError(f"{where} is no run: {error}") from error
+    if not isinstance(line, dict):
+        raise ValueError(f"{where} is no run: it is no JSON object")
+    if missing := [name for name in KEYS if name not in line]:
+        raise ValueError(f"{where} is no run: {missing[0]!r} is missing")
+    run_folder.check_kinds(where, line, KEYS)
+    run_folder.check_kinds(where, line, MORE_KEYS, needed=False)
+    if line.get("population"):
+        ranges = {"ranges": dict}
+        run_folder.check_kinds(f"{where}, population", line["population"], ranges)
+    return _by_todays_names(line)
 
 
 def _by_todays_names(old: Line) -> Line:
@@ -114,12 +144,13 @@ def lines(folder: Path) -> list[Line]:
     Raises OSError or ValueError if they cannot be read.
     """
     record = run_folder.read(folder)
-    status = run_folder.read_json(folder / "status.json")
+    status = run_folder.read_status(folder)
+    rows = run_folder.rows(record)
     try:
-        steps = metrics_log.read(folder)
+        needed = ("env_steps", "state/non_finite")
+        steps = metrics_log.read(folder, len(rows), needed)
     except OSError:  # it ended before its first step
         steps = []
-    rows = run_folder.rows(record)
     return [
         line(
             record,
@@ -177,7 +208,7 @@ def line(
 
 def config(line: Line) -> dict[str, Any]:
     """All hyperparameters of a run; what it did not have yet is at its default."""
-    own = {**line["hyperparameters"], **line.get("config", {})}
+    own = {**line["hyperparameters"], **(line.get("config") or {})}
     if line["algorithm"] not in registry.names():  # a ledger may be older than the code
         return own
     return {**_defaults(line["algorithm"]), **own}
@@ -195,14 +226,14 @@ def config_digest(record: run_folder.Record, row: Mapping[str, Any]) -> str:
 
 
 def _defaults(algorithm: str) -> dict[str, Any]:
-    return run_folder.plain(command_flags.flat(registry.module(algorithm).Config()))
+    return run_folder.spelled(command_flags.flat(registry.module(algorithm).Config()))
 
 
 def _about(
     record: run_folder.Record, row: Mapping[str, Any]
 ) -> tuple[dict[str, Any], int]:
     """What a run of a record is about, and its seed."""
-    config = run_folder.plain({**record["config"], **row})
+    config = run_folder.spelled({**record["config"], **row})
     seed = config.pop("seed")
     about = {**{name: record[name] for name in ABOUT}, "config": config}
     if record.get("population"):

@@ -5,7 +5,7 @@ import errno
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,14 @@ from experiments.runs import files, run_folder
 from mbrl_jax.training.train import Log
 
 Line = dict[str, Any]
+
+FINITE = (  # whatever becomes of a run
+    "env_steps",
+    "state/non_finite",
+    "time/step",
+    "time/evaluate",
+    "compile/seconds",
+)
 
 
 @contextlib.contextmanager
@@ -78,25 +86,51 @@ def _board(folder: Path, step: int) -> Iterator[Log]:
             file.close()
 
 
-def read(folder: Path) -> list[Line]:
+def read(
+    folder: Path, num_runs: int | None = None, needed: Sequence[str] = ()
+) -> list[Line]:
     """The lines of metrics.jsonl; a last line that is cut is left out.
 
-    Raises OSError if there is no file, ValueError if another line is not JSON.
+    Raises OSError if there is no file, ValueError if another line is no step, or
+    without what is `needed`, or with lists that are not of `num_runs`.
     """
     path = folder / "metrics.jsonl"
     if not path.exists():
         raise OSError(f"{folder} holds no metrics.jsonl")
-    lines = path.read_text().splitlines(keepends=True)
-    if lines and not lines[-1].endswith("\n"):
-        lines.pop()
-    records = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-            records.append({**record, "step": int(record["step"])})
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{path}, line {number} is no record of a step") from error
-    return records
+    *texts, _ = files.read_text(path).split("\n")
+    lines = []
+    for number, text in enumerate(texts, start=1):
+        lines.append(_line(f"{path}, line {number}", text))
+        if wrong := _lacks(lines[-1], num_runs, needed):
+            raise ValueError(f"{path}, line {number}: {wrong}")
+    return lines
+
+
+def _line(where: str, text: str) -> Line:
+    """Numbers, or lists of them; they are null where they were not finite."""
+    try:
+        line = files.parse(text, "it")
+        if type(line["step"]) is not int:
+            raise TypeError("step is no int")
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{where} is no record of a step: {error}") from error
+    for name, x in line.items():
+        kinds = (int, float) if name in FINITE else (int, float, type(None))
+        for y in x if isinstance(x, list) else (x,):
+            if type(y) not in kinds:
+                raise ValueError(f"{where}: {name} is {y!r:.40}, which is no number")
+    return line
+
+
+def _lacks(line: Line, num_runs: int | None, needed: Sequence[str]) -> str:
+    """What is wrong with it; nothing if it has all."""
+    if missing := [name for name in needed if name not in line]:
+        return f"there is no {missing[0]}"
+    if num_runs is not None:
+        for name, x in line.items():
+            if isinstance(x, list) and len(x) != num_runs:
+                return f"{name} has {len(x)} values for {num_runs} runs"
+    return ""
 
 
 def _cut(path: Path, step: int) -> None:

@@ -64,7 +64,7 @@ def found(algorithm: str, env: str, lines: Iterable[ledger.Line]) -> list[ledger
     A hyperparameter that a run did not have yet has to be at its default.
     """
     asked = {"episode_length": 0, "precision": "fast", **record(algorithm, env)}
-    asked["config"] = run_folder.plain(asked["config"])
+    asked["config"] = run_folder.spelled(asked["config"])
 
     def same(line: ledger.Line) -> bool:
         return (

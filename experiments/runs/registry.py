@@ -8,7 +8,7 @@ import pkgutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -90,7 +90,8 @@ def assemble(record: run_folder.Record) -> Run:
     columns = {name: np.asarray([row[name] for row in rows]) for name in rows[0]}
     seeds = columns.pop("seed")
     floats = {name: x.astype(float) for name, x in columns.items()}
-    for i in range(len(rows)):  # traced values are not looked at
+    _check_varied(source.Config(), record, floats)
+    for i in range(len(rows) if floats else 1):  # traced values are not looked at
         algorithm({name: float(x[i]) for name, x in floats.items()})
     run = Run(
         record,
@@ -126,8 +127,11 @@ def load(folder: Path, report: Callable[[str], None], env: str | None = None) ->
     """
     record = run_folder.read(folder)
     check_env(folder, record["env"], env)
-    jax_settings.apply(record["precision"])
-    run = assemble(record)
+    try:
+        jax_settings.apply(record["precision"])
+        run = assemble(record)
+    except ValueError as error:
+        raise ValueError(f"{folder / 'config.json'}: {error}") from error
     loop = run.loop()
     config = run_folder.identity(record)
     saved = train.restore(
@@ -139,6 +143,15 @@ def load(folder: Path, report: Callable[[str], None], env: str | None = None) ->
     return run._replace(step=step, state=state)
 
 
+def _check_varied(
+    default: Any, record: run_folder.Record, floats: Mapping[str, np.ndarray]
+) -> None:
+    """Raises ValueError for what its flag would refuse; it may be at either end."""
+    for end in (np.min, np.max):  # of which either is NaN if one is
+        varied = {name: float(end(x)) for name, x in floats.items()}
+        command_flags.unflat(default, {**record["config"], **varied})
+
+
 def _populated(
     algorithm: Callable[[Floats], Algorithm], record: run_folder.Record
 ) -> Callable[[Floats], Algorithm]:
@@ -146,8 +159,11 @@ def _populated(
     asked = record.get("population")
     if not asked:
         return algorithm
-    ranges = {name: population.Range(*x) for name, x in asked["ranges"].items()}
-    config = population.Config(**asked["config"])
+    try:
+        ranges = {name: population.Range(*x) for name, x in asked["ranges"].items()}
+        config = command_flags.unflat(population.Config(), asked["config"])
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"population is not what was expected: {error!r}") from error
     return lambda varied: population.make(
         lambda own: algorithm({**varied, **own}), ranges, config
     )

@@ -4,6 +4,7 @@ One table for both ends: what is on disk is read through it, and an old flag on 
 command line is an error that says the new one.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -50,7 +51,13 @@ LEAVES = {  # parts of the path to an array in a checkpoint
 def settings(algorithm: str, old: Mapping[str, Any]) -> dict[str, Any]:
     """Anything that is keyed by the names of settings, by those of today."""
     names = SETTINGS.get(algorithm, {})
-    return {names.get(name, name): x for name, x in old.items()}
+    return {names.get(name, name): _spelled(x) for name, x in old.items()}
+
+
+def _spelled(x: Any) -> Any:
+    """An infinite setting is text; it was null in config.json, a number in checkpoints,
+    and in ledgers null."""
+    return "inf" if x is None or x == math.inf else x
 
 
 def record(old: Mapping[str, Any]) -> dict[str, Any]:

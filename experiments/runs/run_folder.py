@@ -20,7 +20,7 @@ import math
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,14 +46,26 @@ SCHEDULE = {
     "eval_episodes": int,
     "checkpoint_every": int,
 }
+LEAST = {  # of the numbers
+    "episode_length": 0,
+    "seed": 0,
+    "num_seeds": 1,
+    "num_steps": 1,
+    "eval_every": 0,
+    "eval_episodes": 0,
+    "checkpoint_every": 1,
+}
+MOST = dict.fromkeys(LEAST, 2**31 - 1) | {"num_seeds": 1_000_000}
 EXTRAS = ("varied", "population")  # of a sweep, else absent or empty
+OPTIONAL = {"varied": dict, "population": dict, "devices": list, "versions": dict}
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "distrax", "orbax-checkpoint", "brax")
 
 
 def identity(record: Record) -> dict[str, Any]:
     """What makes two runs the same run: all but how long it is and what is watched."""
     extras = {name: record[name] for name in EXTRAS if record.get(name)}
-    return {**{name: record[name] for name in IDENTITY}, **extras, **record["config"]}
+    own = {name: record[name] for name in IDENTITY}
+    return spelled({**own, **extras, **record["config"]})
 
 
 def rows(record: Record) -> list[dict[str, Any]]:
@@ -123,7 +135,7 @@ def opened(run_dir: str, record: Record, wait: bool = False) -> Iterator[Path]:
             raise ValueError(f"{folder} is not empty and holds no run")
         else:
             record = {**record, **surroundings()}
-        write_json(folder / "config.json", record)
+        write(folder, record)
         yield folder
 
 
@@ -145,20 +157,77 @@ def read(folder: Path) -> dict[str, Any]:
     """config.json.  Raises OSError or ValueError if it is not there or not whole."""
     if not folder.is_dir():
         raise OSError(f"there is no run folder {folder}")
-    record = read_json(folder / "config.json")
-    for name, kind in {**IDENTITY, **SCHEDULE, "config": dict}.items():
-        if not isinstance(record.get(name), kind):
-            raise ValueError(f"{folder / 'config.json'}: {name} is no {kind.__name__}")
-    return renamed.record(record)
+    file = folder / "config.json"
+    record = read_json(file)
+    check_kinds(file, record, {**IDENTITY, **SCHEDULE, "config": dict})
+    check_kinds(file, record, OPTIONAL, needed=False)
+    for name, least in LEAST.items():
+        if not least <= record[name] <= MOST[name]:
+            raise ValueError(
+                f"{file}: {name} is {record[name]}, must be from {least} to "
+                f"{MOST[name]}"
+            )
+    if record.get("population"):
+        check_kinds(f"{file}, population", record["population"], {"ranges": dict})
+    record = renamed.record(record)
+    if record.get("varied"):
+        record["varied"] = _table(file, record["varied"])
+    return record
+
+
+def read_status(folder: Path) -> dict[str, Any]:
+    """status.json.  Raises OSError or ValueError as `read`."""
+    file = folder / "status.json"
+    status = read_json(file)
+    check_kinds(file, status, {"status": str, "time": str})
+    more = {"step": int, "reason": str, "missing": dict}
+    check_kinds(file, status, more, needed=False)
+    return status
+
+
+def check_kinds(
+    where: Path | str,
+    record: Record,
+    kinds: Mapping[str, type | tuple[type, ...]],
+    needed: bool = True,
+) -> None:
+    """Raises ValueError, naming the key, unless each is there and of its kind.
+
+    Without being `needed` it may be missing or null.  true is no number.
+    """
+    for name, kind in kinds.items():
+        one_of = kind if isinstance(kind, tuple) else (kind,)
+        if type(record.get(name)) not in (*one_of, *([] if needed else [type(None)])):
+            names = " or ".join(x.__name__ for x in one_of)
+            raise ValueError(f"{where}: {name} is no {names}")
+
+
+def _table(file: Path, varied: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """`varied` with floats again for what was `spelled`."""
+    try:
+        table = {
+            name: [x if name == "seed" else float(x) for x in column]
+            for name, column in varied.items()
+        }
+        seeds = np.asarray(table["seed"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{file}: varied is no table of runs: {error!r}") from error
+    if seeds.dtype != int or not seeds.size or seeds.min() < 0:
+        raise ValueError(f"{file}: varied has bad seeds")
+    if any(len(column) != len(seeds) for column in table.values()):
+        raise ValueError(f"{file}: varied has columns of different lengths")
+    return table
+
+
+def write(folder: Path, record: Record) -> None:
+    """Writes config.json."""
+    write_json(folder / "config.json", spelled(record))
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    try:
-        record = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise OSError(f"{path.parent} holds no {path.name}") from error
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not path.exists():
+        raise OSError(f"{path.parent} holds no {path.name}")
+    record = files.parse(files.read_text(path), str(path))
     if not isinstance(record, dict):
         raise ValueError(f"{path} is not a JSON object")
     return record
@@ -174,9 +243,9 @@ def finished(folder: Path) -> bool:
     """Whether the run is done, with as many steps as its record asks for."""
     if not (folder / "status.json").exists():
         return False
-    status = read_json(folder / "status.json")
+    status = read_status(folder)
     num_steps = read(folder)["num_steps"]
-    return status.get("status") == "finished" and status.get("step", 0) >= num_steps
+    return status["status"] == "finished" and (status.get("step") or 0) >= num_steps
 
 
 def write_status(folder: Path, status: str, **more: Any) -> None:
@@ -184,15 +253,21 @@ def write_status(folder: Path, status: str, **more: Any) -> None:
     write_json(folder / "status.json", {"status": status, "time": time, **more})
 
 
-def plain(value: Any) -> Any:
+def plain(value: Any, non_finite: Callable[[float], Any] = lambda x: None) -> Any:
     """What JSON can say: arrays are lists, numbers that are not finite are null."""
     if isinstance(value, Mapping):
-        return {name: plain(x) for name, x in value.items()}
+        return {name: plain(x, non_finite) for name, x in value.items()}
     if isinstance(value, np.ndarray | np.generic | jax.Array):
         value = np.asarray(value).tolist()
     if isinstance(value, list | tuple):
-        return [plain(x) for x in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        return [plain(x, non_finite) for x in value]
+    number = isinstance(value, float) and not math.isfinite(value)
+    return non_finite(value) if number else value
+
+
+def spelled(value: Any) -> Any:
+    """The same of settings, where what is not finite is text, as flags take it."""
+    return plain(value, str)
 
 
 def _new_folder(record: Record) -> Path:

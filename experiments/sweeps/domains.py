@@ -4,7 +4,6 @@ NAME is a hyperparameter, named as its flag or by the last part of that, `env` o
 `precision`.
 """
 
-import json
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.runs import command_flags
+from experiments.runs import command_flags, files
 from mbrl_jax.training.population import Range
 
 Values = dict[str, list[Any]]  # by full name
@@ -39,12 +38,7 @@ def grid(config: Any, texts: Iterable[str]) -> Values:
 
 def grid_file(config: Any, path: Path) -> Values:
     """The values in a JSON object of lists.  Raises OSError or ValueError."""
-    try:
-        content = json.loads(path.read_text())
-    except OSError as error:
-        raise OSError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
+    content = files.parse(files.read_text(path), str(path))
     if not isinstance(content, dict):
         raise ValueError(f"{path} is not a JSON object")
     found: Values = {}

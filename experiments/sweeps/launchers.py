@@ -52,8 +52,8 @@ def outcome(job: Job) -> str:
 
     Such a job can go on.
     """
-    path = job.folder / "status.json"
-    status = run_folder.read_json(path) if path.exists() else {"status": "missing"}
+    there = (job.folder / "status.json").exists()
+    status = run_folder.read_status(job.folder) if there else {"status": "missing"}
     if status["status"] == "failed":
         return f"failed: {status.get('reason')}"
     return "finished" if run_folder.finished(job.folder) else ""

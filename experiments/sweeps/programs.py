@@ -151,7 +151,7 @@ def measure(record: Record) -> Needs:
 def prepare(folder: Path, record: Record) -> None:
     """Makes the run folder of a program; it is there as a whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    run_folder.write_json(folder / "config.json", record)
+    run_folder.write(folder, record)
 
 
 def prepared(folder: Path) -> dict[Path, Record]:

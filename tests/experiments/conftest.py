@@ -20,7 +20,6 @@ FLAGS = """
 --plan.num_iterations=1
 --plan.horizon=2
 --plan.num_samples=5
---search.widening_factor=1
 --num_steps=4
 --eval_every=2
 --eval_episodes=2

@@ -211,3 +211,22 @@ def test_files_that_are_none_are_one_clear_error(content: bytes | None, tmp_path
     arguments = ("--parameters=mass", f"--data={path}", f"--output={tmp_path}/new")
     with pytest.raises((ValueError, OSError), match=r"recorded\.npz"):
         run("--env=pendulum", *arguments)
+
+
+@pytest.mark.parametrize("flag", ["perturbation", "noise", "push"])
+def test_what_is_no_number_is_refused(flag: str) -> None:
+    flags_ = ("--env=pendulum", "--parameters=mass", "--output=nowhere")
+    with pytest.raises(flags.Error, match=f"flag --{flag} is not a number"):
+        identify.main(["identify", *flags_, f"--{flag}=nan"])
+
+
+def test_an_infinite_parameter_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="mass is inf"):
+        identify.main(
+            [
+                "identify",
+                "--env=pendulum",
+                "--parameters=mass=inf",
+                f"--output={tmp_path}",
+            ]
+        )

@@ -261,6 +261,14 @@ BAD = [
     ("--planner=guess", 1, "planner is 'guess'"),
     ("--run_dir=~nosuchuser/x", 1, "~nosuchuser/x: there is no such user"),
     ("--env=no_such_module:make", 1, "No module named 'no_such_module'"),
+    ("--model.learning_rate=inf", 2, "--model.learning_rate is inf, must be finite"),
+    ("--model.learning_rate=1e39", 2, "is 1e+39, must be finite, at most 3.4e+38"),
+    ("--model.weight_decay=0,-inf", 2, "--model.weight_decay is -inf, must be finite"),
+    ("--model.hidden_sizes=8,0", 2, "--model.hidden_sizes has a size of 0, must be"),
+    ("--model.hidden_sizes=-8", 2, "--model.hidden_sizes has a size of -8"),
+    ("--plan.num_samples=2147483648", 2, "is 2147483648, must be at most 2147483647"),
+    ("--num_steps=2147483648", 2, "--num_steps=2147483648"),
+    ("--num_seeds=1000001", 2, "--num_seeds=1000001"),
     ("--run_dir=/proc/run", 1, "cannot write to /proc/run"),
 ]
 
@@ -457,3 +465,50 @@ def test_a_model_that_is_learned_is_float64_too(tiny_model: str) -> None:
     dtypes = {x.dtype.name for x in jax.tree.leaves(state)}
     assert "float64" in dtypes
     assert "float32" not in dtypes
+
+
+@pytest.mark.parametrize("name", registry.names())
+def test_every_default_is_the_same_from_the_folder(tmp_path: Path, name: str) -> None:
+    """In JSON for any reader, infinity too."""
+    record = run.record_of(*run.parse(["run", f"--algorithm={name}"]))
+    run_folder.write(tmp_path, record)
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    json.loads((tmp_path / "config.json").read_text(), parse_constant=refuse)
+    again = run.record_of(*run.parse(["run", f"--run_dir={tmp_path}"]))
+    assert again == record
+    read = run_folder.read(tmp_path)
+    assert run_folder.identity(read) == run_folder.identity(record)
+    assert registry.module(name).Config() == command_flags.unflat(
+        registry.module(name).Config(), read["config"]
+    )
+
+
+def test_an_infinite_setting_is_resumed_and_so_is_that_of_an_older_folder(
+    finished: Path, whole: Path
+) -> None:
+    path = finished / "config.json"
+    record = json.loads(path.read_text())
+    assert record["config"]["search.widening_factor"] == "inf"
+    record["config"]["search.widening_factor"] = None  # as it was written once
+    path.write_text(json.dumps(record))
+    run.main(["run", f"--run_dir={finished}", "--num_steps=5", "--nopictures"])
+    assert deterministic(finished)[:3] == deterministic(whole)[:3]
+    assert (
+        json.loads(path.read_text())["config"]
+        == json.loads((whole / "config.json").read_text())["config"]
+    )
+
+
+def test_what_a_folder_cannot_say_is_one_line_with_the_file(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = finished / "config.json"
+    record = json.loads(path.read_text())
+    record["config"]["plan.horizon"] = {"a": [1]}
+    path.write_text(json.dumps(record))
+    code, line = complain(monkeypatch, capsys, f"--run_dir={finished}")
+    assert code == 1
+    assert f"{path}: flag --plan.horizon" in line

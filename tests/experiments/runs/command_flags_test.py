@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -34,6 +35,7 @@ class Config:
     )
     decay: tuple[float, ...] = (0.0,)  # per layer
     inner: Inner = Inner()
+    endless: float = math.inf  # until it stops
 
 
 def read(*argv: str) -> Config:
@@ -61,6 +63,18 @@ def test_every_kind_of_field_is_read() -> None:
     assert read("--layers=").layers == ()
 
 
+def test_only_what_is_infinite_by_default_may_be_so() -> None:
+    assert read("--endless=3").endless == 3
+    assert read("--endless=inf").endless == math.inf
+    values = flags.FlagValues()
+    command_flags.define_config(values, Config(endless=3.0))  # as a preset has it
+    command_flags.parse(values, ["program", "--endless=inf"])
+    assert command_flags.read_config(values, Config(endless=3.0)).endless == math.inf
+    flags.DEFINE_float("other", None, "", flag_values=values)
+    with pytest.raises(flags.Error, match="flag --other is inf, must be finite"):
+        command_flags.parse(values, ["program", "--other=inf"])
+
+
 def test_help_comes_from_the_comments() -> None:
     assert command_flags.meanings(Config) == {
         "size": "S, # of things",
@@ -68,6 +82,7 @@ def test_help_comes_from_the_comments() -> None:
         "layers": "first second",
         "decay": "per layer",
         "inner": "",
+        "endless": "until it stops",
     }
     assert command_flags.meanings(Inner) == {
         "rate": "step size",
@@ -93,6 +108,13 @@ def test_every_hyperparameter_has_a_type_and_a_meaning(name: str) -> None:
         ("--size=3.5", "--size"),
         ("--layers=3,b", "--layers"),
         ("--inner.rate=nan", "--inner.rate is not a number"),
+        ("--inner.rate=inf", "--inner.rate is inf, must be finite"),
+        ("--inner.rate=-1e39", "--inner.rate is -1e+39, must be finite"),
+        ("--decay=1,nan", "--decay is not a number"),
+        ("--endless=nan", "--endless is not a number"),
+        ("--layers=3,0", "--layers has a size of 0"),
+        ("--layers=3000000000", "--layers is 3000000000, must be at most 2147483647"),
+        ("--size=2147483648", "--size is 2147483648, must be at most 2147483647"),
         ("--inner.rate", "--inner.rate"),
         ("size", "unexpected argument 'size'"),
         ("--flagfile=/nowhere", "/nowhere"),

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from experiments.reports import results
 from experiments.runs import ledger, run_folder
 
 RECORD: dict[str, Any] = {
@@ -183,7 +184,17 @@ def test_a_run_that_failed_before_its_first_step(tmp_path: Path) -> None:
         ("{", "line 1 is no run"),
         ("[]", "line 1 is no run"),
         ("{}", "line 1 is no run: 'run'"),
-        (json.dumps({**make_line(1), "seed": "1"}), "line 1: bad seed"),
+        (json.dumps({**make_line(1), "seed": "1"}), "line 1: seed is no int"),
+        (json.dumps({**make_line(1), "seed": True}), "line 1: seed is no int"),
+        (json.dumps({**make_line(1), "return": []}), "line 1: return is no int or fl"),
+        (json.dumps({**make_line(1), "config": [1]}), "line 1: config is no dict"),
+        (json.dumps({**make_line(1), "curves": [1]}), "line 1: curves is no dict"),
+        (json.dumps({**make_line(1), "folder": 3}), "line 1: folder is no str"),
+        (
+            json.dumps({**make_line(1), "population": {"a": 1}}),
+            "line 1, population: ranges is no dict",
+        ),
+        ("[" * 100_000, "line 1 is no run: it is nested too deeply"),
     ],
 )
 def test_what_is_no_ledger_is_named_and_kept(
@@ -196,6 +207,27 @@ def test_what_is_no_ledger_is_named_and_kept(
     with pytest.raises(ValueError, match=words):
         ledger.add(path, [make_line(1)])
     assert path.read_text() == text
+
+
+def test_a_binary_file_is_no_ledger(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    path.write_bytes(b"\x89PNG\r\n\xff")
+    with pytest.raises(ValueError, match=r"ledger.jsonl is not UTF-8 text"):
+        ledger.read(path)
+    with pytest.raises(ValueError, match=r"ledger.jsonl is not UTF-8 text"):
+        ledger.add(path, [make_line(1)])
+    assert path.read_bytes() == b"\x89PNG\r\n\xff"
+
+
+def test_what_may_be_missing_may_be_null(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    line = make_line(1) | dict.fromkeys(ledger.MORE_KEYS)
+    path.write_text(json.dumps(line) + "\n")
+    (read,) = ledger.read(path)
+    assert results.curve(read).steps.size == 0
+    assert results.labels([read]) == ["pets"]
+    path.write_text("")
+    assert ledger.read(path) == []
 
 
 def test_files_that_cannot_be_used_are_named(tmp_path: Path) -> None:

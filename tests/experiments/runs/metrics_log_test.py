@@ -3,6 +3,7 @@
 import json
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -99,3 +100,30 @@ def test_a_link_in_place_of_the_log_is_not_followed(tmp_path: Path) -> None:
     write(tmp_path, range(1, 3))  # the lines from step 1 on are replaced, and the link
     assert (tmp_path / "victim").read_text() == ""
     assert len(metrics_log.read(tmp_path)) == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ({"step": True}, "step is no int"),
+        ({"step": 1.5}, "step is no int"),
+        ({"step": 1, "x": "3"}, "x is '3', which is no number"),
+        ({"step": 1, "x": {"y": 3}}, "x is {'y': 3}, which is no number"),
+        ({"step": 1, "x": [[3]]}, r"x is \[3\], which is no number"),
+        ({"step": 1, "env_steps": None}, "env_steps is None, which is no number"),
+        ({"step": 1, "env_steps": 3}, "there is no state/non_finite"),
+        ({"step": 1, "env_steps": [3], "state/non_finite": 0}, "1 values for 2 runs"),
+    ],
+)
+def test_a_line_of_the_wrong_shape_is_named(
+    tmp_path: Path, line: dict[str, Any], words: str
+) -> None:
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    with pytest.raises(ValueError, match=rf"metrics.jsonl, line 1.*{words}"):
+        metrics_log.read(tmp_path, 2, ("env_steps", "state/non_finite"))
+
+
+def test_a_line_that_is_too_deep_is_named(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text("[" * 100_000 + "\n")
+    with pytest.raises(ValueError, match="line 1 is no record of a step: it is nested"):
+        metrics_log.read(tmp_path)

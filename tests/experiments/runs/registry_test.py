@@ -1,6 +1,7 @@
 """The algorithms there are."""
 
 import json
+import math
 from pathlib import Path
 
 import jax
@@ -56,7 +57,13 @@ def test_a_finished_run_is_made_again(whole: Path) -> None:
         ({"env": "nowhere"}, "unknown environment"),
         ({"precision": "quadruple"}, "precision is 'quadruple'"),
         ({"seed": 1}, "holds another run: seed is 0 there and 1 here"),
-        ({"config": {}}, "missing or unknown hyperparameters"),
+        ({"config": {}}, "config.json: missing or unknown hyperparameters"),
+        ({"population": {"ranges": 3}}, "config.json, population: ranges is no dict"),
+        ({"population": {"ranges": {"a": 3}}}, "config.json: population is not what"),
+        (
+            {"varied": {"seed": [0], "plan.init_std": [math.inf]}},
+            "config.json: flag --plan.init_std is inf, must be finite",
+        ),
     ],
 )
 def test_a_changed_config_is_refused(

@@ -1,6 +1,7 @@
 """Run folders."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -159,3 +160,69 @@ def test_links_in_a_folder_of_somebody_else_lead_to_no_file_of_ours(
     ):
         pass
     assert victim.read_text() == "mine"
+
+
+def test_settings_that_are_not_finite_are_text(tmp_path: Path) -> None:
+    """JSON has no numbers for them; null would be lost."""
+    config = {"endless": math.inf, "sizes": (1, 2), "none": math.nan}
+    record = {**RECORD, "config": config, "varied": {"seed": [0, 1]}}
+    record["varied"]["endless"] = [-math.inf, 1.0]
+    run_folder.write(tmp_path, record)
+    read = run_folder.read(tmp_path)
+    assert read["config"] == {"endless": "inf", "sizes": [1, 2], "none": "nan"}
+    assert run_folder.rows(read) == [
+        {"seed": 0, "endless": -math.inf},
+        {"seed": 1, "endless": 1.0},
+    ]
+    assert run_folder.identity(read) == run_folder.identity(record)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"seed": True}, "seed is no int"),
+        ({"seed": -1}, "seed is -1, must be from 0"),
+        ({"num_seeds": 0}, "num_seeds is 0, must be from 1"),
+        ({"num_seeds": 10**9}, "num_seeds is 1000000000, must be from 1 to 1000000"),
+        ({"num_steps": 2**31}, "num_steps is 2147483648"),
+        ({"config": []}, "config is no dict"),
+        ({"devices": "cpu"}, "devices is no list"),
+        ({"population": [1]}, "population is no dict"),
+        ({"varied": [1]}, "varied is no dict"),
+        ({"varied": {"a": [1.0]}}, "varied is no table of runs"),
+        ({"varied": {"seed": 3}}, "varied is no table of runs|varied has bad seeds"),
+        ({"varied": {"seed": [0, "1"]}}, "varied has bad seeds"),
+        ({"varied": {"seed": [0], "a": [{}]}}, "varied is no table of runs"),
+        ({"varied": {"seed": [0, 1], "a": [1.0]}}, "varied has columns of different lengths"),
+    ],
+)
+def test_a_config_of_the_wrong_shape_is_named(
+    tmp_path: Path, change: dict[str, Any], words: str
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(RECORD | change))
+    with pytest.raises(ValueError, match=rf"config.json: ({words})"):
+        run_folder.read(tmp_path)
+
+
+def test_json_that_is_too_deep_or_no_text_is_named(tmp_path: Path) -> None:
+    for content, words in ((b"[" * 100_000, "nested too deeply"), (b"\xff", "UTF-8")):
+        (tmp_path / "config.json").write_bytes(content)
+        with pytest.raises(ValueError, match=rf"config.json is .*{words}"):
+            run_folder.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        ({}, "status is no str"),
+        ({"status": "finished", "time": 3}, "time is no str"),
+        ({"status": "finished", "time": "", "step": "4"}, "step is no int"),
+        ({"status": "finished", "time": "", "missing": []}, "missing is no dict"),
+    ],
+)
+def test_a_status_of_the_wrong_shape_is_named(
+    tmp_path: Path, status: dict[str, Any], words: str
+) -> None:
+    (tmp_path / "status.json").write_text(json.dumps(status))
+    with pytest.raises(ValueError, match=rf"status.json: {words}"):
+        run_folder.finished(tmp_path)
