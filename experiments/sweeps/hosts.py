@@ -18,7 +18,7 @@ import jax
 from absl import flags
 
 from experiments.runs import files, jax_settings, progress
-from experiments.sweeps import launchers
+from experiments.sweeps import launchers, meeting
 
 FLAGS = ("coordinator", "join_timeout", "num_processes", "process_id")
 MANY = 1024  # runs that a process might have
@@ -30,7 +30,7 @@ class Host(NamedTuple):
 
 
 def define(values: flags.FlagValues) -> None:
-    meaning = "HOST:PORT of process 0, or auto: from the environment of the cluster"
+    meaning = "HOST:PORT where process 0 listens; auto: from the cluster's environment"
     flags.DEFINE_string("coordinator", "", meaning, flag_values=values)
     meaning = "that run this command"
     flags.DEFINE_integer("num_processes", None, meaning, 1, flag_values=values)
@@ -50,14 +50,24 @@ def join(values: flags.FlagValues) -> Host:
     auto = values.coordinator == "auto"
     if not auto and (values.num_processes is None or values.process_id is None):
         raise flags.Error("--coordinator needs --num_processes and --process_id")
+    if not auto and values.process_id >= values.num_processes:
+        raise flags.Error(
+            f"--process_id is {values.process_id}, the last of "
+            f"--num_processes={values.num_processes} is {values.num_processes - 1}"
+        )
     try:
+        if not auto:
+            who = values.num_processes, values.process_id
+            meeting.meet(values.coordinator, *who, values.join_timeout)
         jax.distributed.initialize(
             coordinator_address=None if auto else values.coordinator,
+            # its default is to listen to the whole network
+            coordinator_bind_address=None if auto else values.coordinator,
             num_processes=values.num_processes,
             process_id=values.process_id,
             initialization_timeout=values.join_timeout,
         )
-    except (RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise OSError(f"cannot join {values.coordinator}: {error}") from error
     return Host(jax.process_index(), jax.process_count())
 
