@@ -374,21 +374,25 @@ def _default_folder(
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """For this process alone.  SIGTERM ends the programs as Ctrl-C does."""
+    """For this process alone.  SIGTERM ends the programs as Ctrl-C does, in order."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OSError(f"cannot write to {folder}: {error.strerror}") from error
     in_use = f"the sweep {folder} is running in another process"
     with files.locked(folder / ".lock", in_use):
-        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        numbers = [signal.SIGTERM]
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # in the background
+            numbers.append(signal.SIGINT)
+        before = [signal.signal(x, signal.default_int_handler) for x in numbers]
         try:
             yield
         except KeyboardInterrupt:
             progress.report(f"stopped; --sweep_dir={folder} goes on")
             raise
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for number, handler in zip(numbers, before, strict=True):
+                signal.signal(number, handler)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import dataclasses
 import difflib
 import inspect
 import io
+import logging
 import math
 import sys
 import textwrap
@@ -199,6 +200,8 @@ def usage(values: flags.FlagValues, names: typing.Iterable[str]) -> str:
 def command(main: Callable[[Sequence[str]], None]) -> None:
     """Runs a command: what the user can put right is one line, not a traceback."""
     faults.hide_traces()
+    # when a disk is full, more than the one error that we see
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     try:
         main(sys.argv)
         sys.stdout.flush()

@@ -146,8 +146,8 @@ def rescheduled(folder: Path, old: Record, asked: Record) -> dict[str, Any]:
     """
     done = max(checkpoints.steps(folder / "checkpoints"), default=0)
     if (folder / "status.json").exists():
-        status = read_json(folder / "status.json")
-        done = max(done, status.get("step", 0) * (status.get("status") == "finished"))
+        status = read_status(folder)
+        done = max(done, status.get("step", 0) * (status["status"] == "finished"))
     if asked["num_steps"] <= done:
         return {**old, "num_steps": done}
     return {**old, **{name: asked[name] for name in SCHEDULE}}

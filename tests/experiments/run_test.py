@@ -300,6 +300,21 @@ def test_bad_input_is_one_line_in_a_real_process() -> None:
     assert "Traceback" not in err
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="no Linux")
+def test_ctrl_c_in_the_first_second_is_one_line() -> None:
+    """While the command is importing what it needs."""
+    # it may be ignored, and would be by the process
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    process = start("--run_dir=/proc/nowhere")
+    signal.signal(signal.SIGINT, before)
+    maps = Path(f"/proc/{process.pid}/maps")
+    while process.poll() is None and "jaxlib" not in maps.read_text():
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate()
+    assert (process.returncode, out, err) == (130, "", "interrupted\n")
+
+
 def test_a_folder_below_a_file_is_one_line(
     whole: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,6 +1,8 @@
 """Flags from dataclasses."""
 
+import asyncio
 import dataclasses
+import gc
 import json
 import math
 import sys
@@ -176,6 +178,29 @@ def test_a_command_complains_in_one_line(
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
     assert lines[0].startswith("error: ")
+
+
+def test_a_failed_write_in_the_background_is_not_told_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """What nobody waits for any more, asyncio would report: a traceback for each."""
+
+    async def fail() -> None:
+        raise OSError(28, "No space left on device")
+
+    async def abandon() -> None:
+        task = asyncio.create_task(fail())
+        await asyncio.sleep(0)
+        del task
+
+    def main(argv: Sequence[str]) -> None:
+        asyncio.run(abandon())
+        gc.collect()
+        raise OSError("the disk is full")
+
+    with pytest.raises(SystemExit):
+        command_flags.command(main)
+    assert caplog.text == ""
 
 
 def test_a_programming_error_keeps_its_traceback() -> None:
