@@ -230,3 +230,4 @@ def _validate(config: Config) -> None:
     checks.at_least(config, 0, "imagine_until")
     checks.within(config, 0, 1, "real_share")
     checks.positive(config, "strength")
+    checks.under("network", ensemble.validate, config.network)

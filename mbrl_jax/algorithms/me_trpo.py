@@ -27,7 +27,7 @@ from mbrl_jax import replay
 from mbrl_jax.models import ensemble, imagine, outcomes
 from mbrl_jax.ops import checks, finite
 from mbrl_jax.policy_gradient import a2c as a2c_learner
-from mbrl_jax.policy_gradient import actor_critic
+from mbrl_jax.policy_gradient import actor_critic, experience
 from mbrl_jax.policy_gradient import natural_gradient as natural_gradient_learner
 from mbrl_jax.policy_gradient import ppo as ppo_learner
 from mbrl_jax.policy_gradient import reinforce as reinforce_learner
@@ -204,9 +204,20 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
 
 def _validate(env: Env, config: Config) -> None:
     checks.one_of(config, "learner", _LEARNERS)
+    for learner in (  # those that are not in use, too
+        a2c_learner,
+        natural_gradient_learner,
+        ppo_learner,
+        reinforce_learner,
+        trpo_learner,
+    ):
+        own = learner.__name__.rpartition(".")[2]
+        checks.under(own, learner.validate, getattr(config, own))
     counts = ("num_episodes", "num_rollouts", "horizon", "num_updates", "num_rounds")
     checks.at_least(config, 1, *counts)
     checks.within(config, 0, 1, "min_improved")
     ensemble.validate(config.model)
     checks.holds_an_episode(config, env)
     ensemble.shares(config.model, "num_rollouts", config.num_rollouts)
+    used = getattr(config, config.learner)
+    experience.check_minibatches(used, config.num_rollouts * config.horizon)

@@ -11,6 +11,7 @@ simulator's own is planned with as it will come.
 """
 
 import dataclasses
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -94,7 +95,11 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
 
 
 def _planner(hidden: Env, config: Config) -> Policy:
+    # of what is not in use, too
+    checks.under("search", mcts.validate, config.search)
     if config.planner == "mcts":
+        plans = partial(planning.validate, "random_shooting")
+        checks.under("plan", plans, config.plan)
         return mcts_models.make(hidden, config.search)
     checks.continuous(hidden, f"planner {config.planner!r}, unlike 'mcts',")
 

@@ -30,7 +30,7 @@ from mbrl_jax import gathering, imitation, optimizers, policies, replay
 from mbrl_jax.models import aggregation, ensemble, outcomes
 from mbrl_jax.ops import checks, loop, normalize
 from mbrl_jax.planners import mpc
-from mbrl_jax.policy_gradient import actor_critic
+from mbrl_jax.policy_gradient import actor_critic, experience
 from mbrl_jax.policy_gradient import trpo as trpo_learner
 from mbrl_jax.rollout import episode
 from mbrl_jax.types import (
@@ -79,6 +79,8 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
     """The algorithm.  Raises ValueError for a configuration that cannot be."""
     _validate(config)
     model, planned = aggregation.planning(env, config)
+    num_steps = config.num_episodes * env.episode_length
+    experience.check_minibatches(config.trpo, num_steps)
     net = actor_critic.make(env, config.net)
     learner = trpo_learner.make(net, config.trpo)
     gatherer = gathering.episode_gatherer(env, config.num_episodes)

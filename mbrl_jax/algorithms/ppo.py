@@ -7,7 +7,7 @@ import dataclasses
 
 from mbrl_jax import gathering
 from mbrl_jax.ops import checks
-from mbrl_jax.policy_gradient import actor_critic, on_policy, ppo
+from mbrl_jax.policy_gradient import actor_critic, experience, on_policy, ppo
 from mbrl_jax.types import Algorithm, Env
 
 
@@ -27,6 +27,8 @@ State = on_policy.State
 def make(env: Env, config: Config = Config()) -> Algorithm:
     """The algorithm.  Raises ValueError for a configuration that cannot be."""
     checks.at_least(config, 1, "num_envs", "window")
+    num_steps = config.num_envs * config.window
+    experience.check_minibatches(config.learn, num_steps)
     net = actor_critic.make(env, config.net)
     learner = ppo.make(net, config.learn)
     gatherer = gathering.window_gatherer(env, config.num_envs, config.window)

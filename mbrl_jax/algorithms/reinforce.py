@@ -7,7 +7,7 @@ import dataclasses
 
 from mbrl_jax import gathering
 from mbrl_jax.ops import checks
-from mbrl_jax.policy_gradient import actor_critic, on_policy, reinforce
+from mbrl_jax.policy_gradient import actor_critic, experience, on_policy, reinforce
 from mbrl_jax.types import Algorithm, Env
 
 
@@ -26,6 +26,8 @@ State = on_policy.State
 def make(env: Env, config: Config = Config()) -> Algorithm:
     """The algorithm.  Raises ValueError for a configuration that cannot be."""
     checks.at_least(config, 2, "num_envs")  # each is the baseline of the others
+    num_steps = config.num_envs * env.episode_length
+    experience.check_minibatches(config.learn, num_steps)
     net = actor_critic.make(env, config.net)
     learner = reinforce.make(net, config.learn)
     gatherer = gathering.episode_gatherer(env, config.num_envs)

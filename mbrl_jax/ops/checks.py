@@ -1,8 +1,17 @@
 """Early errors about hyperparameters.  Traced values, as under vmap, pass unseen."""
 
+from collections.abc import Callable
 from typing import Any
 
 from mbrl_jax.types import Env
+
+
+def under(name: str, validate: Callable[[Any], None], config: Any) -> None:
+    """Checks what stands in the field `name`, and says so where it cannot be."""
+    try:
+        validate(config)
+    except ValueError as error:
+        raise ValueError(f"{name}.{error}") from error
 
 
 def at_least(config: Any, bound: float, *fields: str) -> None:

@@ -43,7 +43,7 @@ class State(NamedTuple):
 
 def make(net: ActorCritic, config: Config) -> Learner:
     """`update` takes windows [N, T].  Raises ValueError for what cannot be."""
-    _validate(config)
+    validate(config)
     optimizer = optimizers.clipped_rmsprop(
         config.learning_rate,
         config.max_norm,
@@ -83,7 +83,8 @@ def make(net: ActorCritic, config: Config) -> Learner:
     return actor_critic.learner(net, init, update)
 
 
-def _validate(config: Config) -> None:
+def validate(config: Config) -> None:
+    """Raises ValueError, naming the field, for what cannot be."""
     checks.at_least(config, 0, "entropy_weight", "decay_steps")
     checks.positive(config, "learning_rate", "max_norm")
     checks.within(config, 0, 1, "discount", "gae_lambda", "square_decay")

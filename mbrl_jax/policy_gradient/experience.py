@@ -10,7 +10,7 @@ Experience comes in windows, from environments (`on_policy`) or models (`imagine
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -174,6 +174,23 @@ class CriticConfig:
     max_norm: float = 10.0  # of the gradient, above which it is scaled down
 
 
+def validate(config: CriticConfig) -> None:
+    """Raises ValueError, naming the field, for what cannot be."""
+    checks.at_least(config, 1, "num_epochs", "num_minibatches")
+    checks.positive(config, "learning_rate", "max_norm")
+
+
+def check_minibatches(config: Any, num_steps: int) -> None:
+    """Raises ValueError where a learner, or its critic, wants more of them than there
+    are steps in an update."""
+    own = getattr(config, "critic", config)
+    number = getattr(own, "num_minibatches", 1)
+    if number > num_steps:
+        raise ValueError(
+            f"num_minibatches is {number}, more than the {num_steps} steps of an update"
+        )
+
+
 class Fitter(NamedTuple):
     """Least squares on the targets of rows."""
 
@@ -185,8 +202,7 @@ class Fitter(NamedTuple):
 
 def fitter(net: ActorCritic, config: CriticConfig) -> Fitter:
     """Raises ValueError for what cannot be."""
-    checks.at_least(config, 1, "num_epochs", "num_minibatches")
-    checks.positive(config, "learning_rate", "max_norm")
+    validate(config)
     optimizer = optimizers.clipped_adam(config.learning_rate, config.max_norm)
     Fit = tuple[Params, optax.OptState]
 

@@ -77,7 +77,7 @@ OBJECTIVES: dict[str, Callable[[Config, Array, Samples, Array, Array], Array]] =
 
 def make(net: ActorCritic, config: Config) -> Learner:
     """`update` takes windows [N, T].  Raises ValueError for what cannot be."""
-    _validate(config)
+    validate(config)
     optimizer = optimizers.clipped_adam(
         config.learning_rate, config.max_norm, decay_steps=config.decay_steps
     )
@@ -165,7 +165,8 @@ def _sign(x: Array, high: float | Array, ratio: float) -> Array:
     return (x > high).astype(x.dtype) - (x < high / ratio**2)
 
 
-def _validate(config: Config) -> None:
+def validate(config: Config) -> None:
+    """Raises ValueError, naming the field, for what cannot be."""
     checks.one_of(config, "objective", OBJECTIVES)
     checks.at_least(config, 1, "num_epochs", "num_minibatches", "rate_factor")
     checks.at_least(config, 0, "entropy_weight", "value_clip", "decay_steps")

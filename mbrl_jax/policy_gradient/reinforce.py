@@ -113,7 +113,7 @@ def rows_of(
 
 def make(net: ActorCritic, config: Config) -> Learner:
     """`update` takes whole episodes [N, T].  Raises ValueError for what cannot be."""
-    _validate(config)
+    validate(config)
     optimizer = optimizers.clipped_adam(config.learning_rate, config.max_norm)
     critic_fitter = experience.fitter(net, config.critic)
 
@@ -151,7 +151,9 @@ def make(net: ActorCritic, config: Config) -> Learner:
     return actor_critic.learner(net, init, update)
 
 
-def _validate(config: Config) -> None:
+def validate(config: Config) -> None:
+    """Raises ValueError, naming the field, for what cannot be."""
+    experience.validate(config.critic)
     checks.one_of(config, "baseline", BASELINES)
     checks.positive(config, "learning_rate", "max_norm")
     checks.within(config, 0, 1, "discount")

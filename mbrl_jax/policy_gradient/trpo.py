@@ -45,7 +45,7 @@ class State(NamedTuple):
 
 def make(net: ActorCritic, config: Config) -> Learner:
     """`update` takes windows [N, T].  Raises ValueError for what cannot be."""
-    _validate(config)
+    validate(config)
     critic_fitter = experience.fitter(net, config.critic)
 
     def init(key: Key) -> State:
@@ -109,7 +109,9 @@ def make(net: ActorCritic, config: Config) -> Learner:
     return actor_critic.learner(net, init, update)
 
 
-def _validate(config: Config) -> None:
+def validate(config: Config) -> None:
+    """Raises ValueError, naming the field, for what cannot be."""
+    experience.validate(config.critic)
     checks.at_least(config, 1, "num_iterations", "num_tries")
     checks.at_least(config, 0, "damping")
     checks.positive(config, "max_kl")

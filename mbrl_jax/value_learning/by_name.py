@@ -33,4 +33,7 @@ class Config:
 def make(env: Env, config: Config) -> ValueLearner:
     """Raises ValueError for what cannot be."""
     checks.one_of(config, "name", _LEARNERS)
+    for learner in (sac, td3, naf, dqn):  # those that are not in use, too
+        own = learner.__name__.rpartition(".")[2]
+        checks.under(own, learner.validate, getattr(config, own))
     return _LEARNERS[config.name](env, getattr(config, config.name))

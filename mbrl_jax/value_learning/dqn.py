@@ -45,8 +45,7 @@ class State(NamedTuple):
 def make(env: Env, config: Config = Config()) -> ValueLearner:
     """Raises ValueError for what cannot be."""
     checks.discrete(env)
-    checks.positive(config, "learning_rate", "max_norm")
-    checks.within(config, 0, 1, "discount", "target_rate", "exploration")
+    validate(config)
     network: Any = MLP(config.hidden_sizes, env.num_actions, nn.relu)
     optimizer = optimizers.clipped_adam(config.learning_rate, config.max_norm)
 
@@ -112,3 +111,9 @@ def make(env: Env, config: Config = Config()) -> ValueLearner:
         policy,
         config.discount,
     )
+
+
+def validate(config: Config) -> None:
+    """Raises ValueError, naming the field, for what cannot be."""
+    checks.positive(config, "learning_rate", "max_norm")
+    checks.within(config, 0, 1, "discount", "target_rate", "exploration")

@@ -73,9 +73,7 @@ def shape(outputs: Array, size: int, scale: float | Array) -> Quadratic:
 def make(env: Env, config: Config = Config()) -> ValueLearner:
     """Raises ValueError for what cannot be."""
     checks.continuous(env, "NAF")
-    checks.positive(config, "learning_rate", "max_norm", "value_scale")
-    checks.at_least(config, 0, "exploration_std")
-    checks.within(config, 0, 1, "discount", "target_rate")
+    validate(config)
     size, limit = env.action_size, env.action_limit
     num_outputs = 1 + size + size * (size + 1) // 2
     network: Any = MLP(config.hidden_sizes, num_outputs, nn.relu)
@@ -153,3 +151,10 @@ def make(env: Env, config: Config = Config()) -> ValueLearner:
         config.discount,
         noise,
     )
+
+
+def validate(config: Config) -> None:
+    """Raises ValueError, naming the field, for what cannot be."""
+    checks.positive(config, "learning_rate", "max_norm", "value_scale")
+    checks.at_least(config, 0, "exploration_std")
+    checks.within(config, 0, 1, "discount", "target_rate")

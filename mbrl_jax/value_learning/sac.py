@@ -62,7 +62,7 @@ class State(NamedTuple):
 def make(env: Env, config: Config = Config()) -> ValueLearner:
     """Raises ValueError for what cannot be."""
     checks.continuous(env, "SAC")
-    _validate(config)
+    validate(config)
     network: Any = MLP(config.hidden_sizes, 2 * env.action_size, nn.relu)
     critics = parts.critics(env, config.hidden_sizes, config.num_critics)
     optimizer = optimizers.clipped_adam(config.learning_rate, config.max_norm)
@@ -187,7 +187,8 @@ def make(env: Env, config: Config = Config()) -> ValueLearner:
     )
 
 
-def _validate(config: Config) -> None:
+def validate(config: Config) -> None:
+    """Raises ValueError, naming the field, for what cannot be."""
     checks.at_least(config, 1, "num_critics")
     checks.positive(config, "learning_rate", "max_norm", "init_temperature")
     checks.at_least(config, 0, "temperature_rate")

@@ -63,7 +63,7 @@ class State(NamedTuple):
 def make(env: Env, config: Config = Config()) -> ValueLearner:
     """Raises ValueError for what cannot be."""
     checks.continuous(env, "TD3")
-    _validate(config)
+    validate(config)
     network: Any = MLP(config.hidden_sizes, env.action_size, nn.relu)
     critics = parts.critics(env, config.hidden_sizes, config.num_critics)
     optimizer = optimizers.clipped_adam(config.learning_rate, config.max_norm)
@@ -176,7 +176,8 @@ def make(env: Env, config: Config = Config()) -> ValueLearner:
     )
 
 
-def _validate(config: Config) -> None:
+def validate(config: Config) -> None:
+    """Raises ValueError, naming the field, for what cannot be."""
     checks.at_least(config, 1, "num_critics", "delay")
     checks.positive(config, "learning_rate", "max_norm")
     checks.at_least(config, 0, "smoothing_std", "smoothing_limit", "exploration_std")

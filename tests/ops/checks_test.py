@@ -12,3 +12,11 @@ def test_which_actions_an_algorithm_is_for():
         checks.continuous(maze)
     with pytest.raises(ValueError, match="actions of pendulum are continuous, 1 of"):
         checks.discrete(pendulum)
+
+
+def test_what_is_checked_under_a_name_is_called_by_it():
+    def validate(config: str) -> None:
+        raise ValueError(f"{config} is 0")
+
+    with pytest.raises(ValueError, match=r"^outer\.inner\.size is 0$"):
+        checks.under("outer", lambda x: checks.under("inner", validate, x), "size")

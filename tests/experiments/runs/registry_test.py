@@ -113,3 +113,30 @@ def test_no_file_of_a_run_can_run_code(whole: Path) -> None:
     for path in (x for x in whole.rglob("*") if x.is_file()):
         assert not path.read_bytes().startswith(b"\x80\x04")
     assert checkpoints.steps(whole / "checkpoints") == [2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "argument", "words"),
+    [
+        ("mve", "--learner.naf.learning_rate=-1", "naf.learning_rate is -1.0, must be"),
+        ("mve", "--learner.dqn.discount=2", "dqn.discount is 2.0"),
+        ("mve", "--learner.td3.delay=0", "td3.delay is 0"),
+        ("me_trpo", "--ppo.clip=0", "ppo.clip is 0.0"),
+        ("me_trpo", "--a2c.discount=3", "a2c.discount is 3.0"),
+        ("me_trpo", "--reinforce.critic.num_epochs=0", "reinforce.num_epochs is 0"),
+        ("mpc", "--search.discount=3", "search.discount is 3.0"),
+        ("mba", "--network.num_members=0", "network.num_members is 0"),
+        ("ppo", "--learn.num_minibatches=1000000", "more than the 2048 steps of an"),
+        ("npg", "--learn.critic.num_minibatches=1000000", "more than the"),
+        ("trpo", "--learn.critic.num_minibatches=1000000", "more than the"),
+        ("reinforce", "--learn.critic.num_minibatches=1000000", "more than the"),
+        ("me_trpo", "--trpo.critic.num_minibatches=1000000", "more than the 10000"),
+        ("nagabandi", "--trpo.critic.num_minibatches=1000000", "more than the"),
+    ],
+)
+def test_settings_are_checked_that_are_not_in_use_or_too_many(
+    algorithm: str, argument: str, words: str
+) -> None:
+    argv = ["run", f"--algorithm={algorithm}", "--env=pendulum", argument]
+    with pytest.raises(ValueError, match=words):
+        registry.assemble(run.record_of(*run.parse(argv)))
