@@ -25,6 +25,7 @@ from experiments.runs import (
     faults,
     jax_settings,
     ledger,
+    memory,
     metrics_log,
     paths,
     presets,
@@ -52,6 +53,7 @@ def main(argv: Sequence[str]) -> None:
         raise flags.Error("--shard is for one run: several share the devices anyway")
     jax_settings.use_cores(MANY if values.shard else num_runs)
     run = registry.assemble(record)
+    memory.check(record)
     with (
         run_folder.opened(values.run_dir, record, values.wait) as folder,
         jax.set_mesh(sharding.mesh()) if values.shard else contextlib.nullcontext(),

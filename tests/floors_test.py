@@ -56,7 +56,7 @@ ROWS = {
         "renamed faults jax_settings paths *",
         "command_flags run_folder",
         "metrics_log registry",
-        "ledger gradient_problems",
+        "ledger gradient_problems memory",
         "presets",
     ),
     "experiments.reports": (

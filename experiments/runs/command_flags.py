@@ -145,6 +145,9 @@ def parse(
         raise flags.Error(
             f"unknown flag --{error.flagname}{did_you_mean(error.flagname, values)}"
         ) from error
+    except UnicodeDecodeError as error:
+        named = " ".join(x for x in argv if "flagfile" in x)
+        raise flags.Error(f"{named} is not UTF-8 text: {error}") from error
     for name in values:
         flag = values[name]
         _check(name, flag.value, may_be_infinite=isinstance(flag.parser, _AnyFloat))
@@ -211,12 +214,26 @@ def command(main: Callable[[Sequence[str]], None]) -> None:
         sys.exit(130)
     except flags.Error as error:
         sys.exit(_complain(error, 2))
+    except (MemoryError, RuntimeError) as error:
+        meaning = _meaning(error)
+        if not meaning:
+            raise
+        sys.exit(_complain(ValueError(f"{meaning}: {error}"), 1))
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
         sys.exit(_complain(error, 1))
     except RuntimeError as error:
         if not faults.is_users(error):
             raise
         sys.exit(_complain(error, 1))
+
+
+def _meaning(error: Exception) -> str:
+    """Of an error that may be the user's, though its type does not say so."""
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+        return "there is too little memory"
+    if "home directory" in str(error):  # pathlib's, of ~name
+        return f"of whom is {' '.join(x for x in sys.argv[1:] if '~' in x)}?"
+    return ""
 
 
 def _complain(error: Exception, code: int) -> int:

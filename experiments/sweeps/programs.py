@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.runs import jax_settings, ledger, registry, run_folder
+from experiments.runs import jax_settings, ledger, memory, registry, run_folder
 from experiments.sweeps import domains
 from mbrl_jax import envs
 from mbrl_jax.training import train
@@ -143,6 +143,7 @@ def measure(record: Record) -> Needs:
     if envs.make(record["env"]).host:
         registry.assemble(split(record, len(rows))[0])  # complains if it cannot be
         return Needs(0, jax_settings.device_memory(), alone=True)
+    memory.check(split(record, len(rows))[0])  # says which flag, where one is too much
     run = registry.assemble(record)
     taken = train.memory(run.loop(record["eval_episodes"] or 1), run.key)
     return Needs(taken, jax_settings.device_memory(), alone=False)

@@ -270,6 +270,8 @@ BAD = [
     ("--num_steps=2147483648", 2, "--num_steps=2147483648"),
     ("--num_seeds=1000001", 2, "--num_seeds=1000001"),
     ("--run_dir=/proc/run", 1, "cannot write to /proc/run"),
+    ("--run_dir=~nosuchuser/run", 1, "of whom is --run_dir=~nosuchuser/run?"),
+    ("--capacity=2000000000", 1, "--capacity=2000000000 is too large: the run needs"),
 ]
 
 

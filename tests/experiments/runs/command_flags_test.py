@@ -135,6 +135,13 @@ def test_a_flagfile_is_read_where_it_stands(tmp_path: Any) -> None:
     assert read("--size=6", f"--flagfile={path}") == Config(size=5, wide=False)
 
 
+def test_a_binary_flagfile_is_named(tmp_path: Any) -> None:
+    path = tmp_path / "flags"
+    path.write_bytes(b"\x7fELF\xff")
+    with pytest.raises(flags.Error, match=rf"--flagfile={path} is not UTF-8 text"):
+        read(f"--flagfile={path}")
+
+
 def test_flat_and_unflat_are_inverse_also_through_json() -> None:
     config = Config(9, False, (4, 5), (), Inner(0.1 + 0.2, "blue"))
     fields = command_flags.flat(config)
@@ -162,6 +169,8 @@ def test_unflat_refuses_what_is_no_config(change: dict[str, Any]) -> None:
         (ValueError("horizon is 0"), 1),
         (OSError(28, "No space left on device"), 1),
         (FloatingPointError("step 3"), 1),
+        (RuntimeError("RESOURCE_EXHAUSTED: out of memory\nallocating 3 bytes"), 1),
+        (MemoryError(), 1),
     ],
 )
 def test_a_command_complains_in_one_line(
