@@ -14,7 +14,7 @@ import jax
 from experiments.runs import command_flags, jax_settings, registry, run_folder
 
 USUAL = 4096  # a size up to which no setting takes much memory
-OF_RUN = {"num_seeds": 1, "eval_episodes": 5}  # that fix shapes, and their defaults
+OF_RUN = {"num_seeds": 1, "eval_episodes": 5, "episode_length": 0}  # with defaults
 
 
 def check(record: run_folder.Record) -> None:

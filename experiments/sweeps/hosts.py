@@ -5,9 +5,10 @@
     srun python -m experiments.sweep ... --coordinator=auto
 
 `auto` takes all three from the cluster's environment (Slurm, Open MPI, Kubernetes, TPU
-pods).  The hosts share a file system.  The first one makes the plan; each runs its
-share of every program on its own devices, and nothing but the plan and the end is
-waited for together.
+pods); the first process then listens as jax does, to the whole network, unless
+JAX_COORDINATOR_BIND_ADDRESS says where.  The hosts share a file system.  The first one
+makes the plan; each runs its share of every program on its own devices, and nothing but
+the plan and the end is waited for together.
 """
 
 import contextlib

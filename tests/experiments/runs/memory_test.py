@@ -27,6 +27,7 @@ LARGE = [
     ((SAC, "--collect.batch_size=1000000000"), "--collect.batch_size=1000000000", 1000),
     ((*MPPI, "--plan.num_samples=1000000000"), "--plan.num_samples=1000000000", 80),
     ((*MPPI, "--eval_episodes=2000000000"), "--eval_episodes=2000000000", 1000),
+    ((*MPPI, "--episode_length=2000000000"), "--episode_length=2000000000", 30),
     ((SAC, "--num_seeds=100000"), "--num_seeds=100000", 30),
 ]
 

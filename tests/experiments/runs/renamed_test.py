@@ -1,6 +1,7 @@
 """Old names: of settings, in folders and ledgers, on the command line, in states."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -174,3 +175,11 @@ def test_an_old_checkpoint_is_restored(tmp_path: Path) -> None:
             pytest.fail,
             renamed.checkpoint,
         )
+
+
+def test_an_infinite_setting_was_null_on_disk_and_a_number_in_checkpoints() -> None:
+    name = "search.widening_factor"
+    assert renamed.settings("mpc", {name: None, "x": 0.0}) == {name: "inf", "x": 0.0}
+    config = {"algorithm": "mpc", name: math.inf}
+    found = renamed.checkpoint({"config": config, "leaves": []})
+    assert found["config"] == {"algorithm": "mpc", name: "inf"}
