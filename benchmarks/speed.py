@@ -22,7 +22,9 @@ from experiments.runs import files, run_folder
 
 FOLDER = Path(__file__).parent
 README = FOLDER / "README.md"
-PEER = FOLDER / "results" / "peer_mbrl_lib_cpu.json"
+RESULTS = FOLDER / "results"
+PEER = RESULTS / "peer_mbrl_lib_cpu.json"
+TABLES = {"speed": "speed_cpu.json", "speed on a GPU": "speed_nvidia-h200.json"}
 Result = dict[str, Any]
 
 
@@ -78,17 +80,18 @@ def peer_rows(results: dict[str, Result]) -> list[Result]:
     return json.loads(PEER.read_text())["rows"]
 
 
-def with_table(text: str, results: dict[str, Result]) -> str:
+def with_table(text: str, results: dict[str, Result], mark: str = "speed") -> str:
     """`text` with the table between its two marks."""
-    before, _, rest = text.partition("<!-- speed -->\n")
+    mark = f"<!-- {mark} -->\n"
+    before, _, rest = text.partition(mark)
     _, _, after = rest.partition("<!-- end -->")
     content = table(results, peer_rows(results))
-    return f"{before}<!-- speed -->\n{content}\n<!-- end -->{after}"
+    return f"{before}{mark}{content}\n<!-- end -->{after}"
 
 
 def results_path(machine: Result) -> Path:
     kind = machine["device"].lower().replace(" ", "-")
-    return FOLDER / "results" / f"speed_{kind}.json"
+    return RESULTS / f"speed_{kind}.json"
 
 
 def main(argv: Sequence[str]) -> None:
@@ -96,8 +99,9 @@ def main(argv: Sequence[str]) -> None:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
     logging.set_verbosity(logging.WARNING)
     if flags.FLAGS.readme:
-        path = Path(flags.FLAGS.output or FOLDER / "results" / "speed_cpu.json")
-        text = with_table(README.read_text(), json.loads(path.read_text()))
+        text = README.read_text()
+        for mark, name in TABLES.items():
+            text = with_table(text, json.loads((RESULTS / name).read_text()), mark)
         files.write_text(README, text, through_links=True)
         return
     unknown = set(flags.FLAGS.only) - set(TOPICS)
@@ -121,5 +125,5 @@ def main(argv: Sequence[str]) -> None:
 if __name__ == "__main__":
     flags.DEFINE_list("only", list(TOPICS), "topics to measure")
     flags.DEFINE_string("output", "", "results file; default: one for each device")
-    flags.DEFINE_boolean("readme", False, "only write the table into README.md")
+    flags.DEFINE_boolean("readme", False, "only write the tables into README.md")
     app.run(main)

@@ -9,13 +9,13 @@ goes between the lines `<!-- results -->` and `<!-- end -->`.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import flags
 
 from experiments.reports import page as report_page
 from experiments.reports import preset_page, results
 from experiments.reports.results import Row
+from experiments.reports.statistics import Estimate
 from experiments.reports.text import NOTHING, count, interval, number, span
 from experiments.runs import command_flags, files, paths, presets
 
@@ -28,6 +28,7 @@ COLUMNS = (
     "return: IQM [95 % interval]",
     "random",
     "best",
+    "return - best",
     "passed",
 )
 
@@ -77,6 +78,7 @@ def cells(row: Row) -> list[str]:
     """Those of COLUMNS."""
     reference = row.reference
     best = reference.best if reference else None
+    beside = reference.beside if reference else None
     lost = f" + {row.num_lost} failed" if row.num_lost else ""
     return [
         row.method,
@@ -86,8 +88,13 @@ def cells(row: Row) -> list[str]:
         interval(row.iqm),
         number(reference.random) if reference else NOTHING,
         NOTHING if best is None else number(best),
+        NOTHING if beside is None else interval(_less(row.iqm, beside)),
         _passed(row),
     ]
+
+
+def _less(estimate: Estimate, amount: float) -> Estimate:
+    return Estimate(*(x - amount for x in estimate))
 
 
 def _passed(row: Row) -> str:

@@ -221,10 +221,12 @@ def test_the_peer_stands_beside_the_same_figure_of_ours():
     assert "| 2 | CPU s per MPC step |  |" in speed.table(result, [other])
 
 
-def test_the_page_has_the_table_of_the_results_file():
-    results = json.loads((speed.FOLDER / "results" / "speed_cpu.json").read_text())
+def test_the_page_has_the_tables_of_the_results_files():
     page = speed.README.read_text()
-    assert speed.with_table(page, results) == page
+    for mark, name in speed.TABLES.items():
+        assert f"<!-- {mark} -->" in page
+        results = json.loads((speed.RESULTS / name).read_text())
+        assert speed.with_table(page, results, mark) == page
 
 
 SMALLER_FIRST_STEP = """

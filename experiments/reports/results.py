@@ -27,6 +27,12 @@ class Reference(NamedTuple):
     random: float
     best: float | None
     best_is: str
+    best_at_starts: float | None = None  # of `best`, where all evaluations start
+
+    @property
+    def beside(self) -> float | None:
+        """What a return is to be compared with: on the same starts, or a bound."""
+        return self.best if self.best_at_starts is None else self.best_at_starts
 
 
 class Row(NamedTuple):
@@ -197,14 +203,14 @@ def _return(measured: Any) -> float:
 
 def _reference(file: Path, env: str, entry: Any) -> Reference:
     try:
-        best = entry.get("best")
-        reference = Reference(
-            _return(entry["random"]),
-            None if best is None else _return(best),
-            str(entry.get("best_is") or "not described"),
-        )
+        known = {
+            name: None if entry.get(name) is None else _return(entry[name])
+            for name in ("best", "best_at_starts")
+        }
+        best_is = str(entry.get("best_is") or "not described")
+        reference = Reference(_return(entry["random"]), best_is=best_is, **known)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{file}: {env} is no reference: {error!r}") from error
-    if reference.random == best:
-        raise ValueError(f"{file}: {env}: random and best are both {best:g}")
+    if reference.random == reference.best:
+        raise ValueError(f"{file}: {env}: random and best are both {reference.best:g}")
     return reference

@@ -215,25 +215,13 @@ def command(main: Callable[[Sequence[str]], None]) -> None:
     except flags.Error as error:
         sys.exit(_complain(error, 2))
     except (MemoryError, RuntimeError) as error:
-        meaning = _meaning(error)
-        if not meaning:
+        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+            error = MemoryError(f"there is too little memory: {error}")
+        elif not faults.is_users(error):
             raise
-        sys.exit(_complain(ValueError(f"{meaning}: {error}"), 1))
+        sys.exit(_complain(error, 1))
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
         sys.exit(_complain(error, 1))
-    except RuntimeError as error:
-        if not faults.is_users(error):
-            raise
-        sys.exit(_complain(error, 1))
-
-
-def _meaning(error: Exception) -> str:
-    """Of an error that may be the user's, though its type does not say so."""
-    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
-        return "there is too little memory"
-    if "home directory" in str(error):  # pathlib's, of ~name
-        return f"of whom is {' '.join(x for x in sys.argv[1:] if '~' in x)}?"
-    return ""
 
 
 def _complain(error: Exception, code: int) -> int:

@@ -317,8 +317,12 @@ def test_the_readmes_table() -> None:
     assert len(found) == 2 + 6
     assert "<" not in "".join(found)
     (row,) = [x for x in found if x.startswith("| pets plan.horizon=5 | maze |")]
-    pattern = r"600 \| 5 \+ 1 failed \| 0\.4950 \[0\.\d+, 0\.\d+\] \| 0 \| 1 \|"
+    pattern = r"600 \| 5 \+ 1 failed \| 0\.4950 \[0\.\d+, 0\.\d+\] \| 0 \| 1 \| -0\.505"
     assert re.search(pattern, row)
+    on_those_starts = {"maze": Reference(0.0, 1.0, "1", best_at_starts=0.25)}
+    found = report.table(rows(make_lines(), on_those_starts)).splitlines()
+    (row,) = [x for x in found if x.startswith("| pets plan.horizon=5 | maze |")]
+    assert re.search(r"\| 0 \| 1 \| 0\.2450 \[", row)
     evil = make_line("a|b\nc", 0, 1.0, 5)
     *_, row = report.table(rows([evil], {})).splitlines()
     assert "a\\|b c" in row
