@@ -15,8 +15,13 @@ x state [O], u control [A], z both [O + A], H horizon; f dynamics, l cost; V, v 
 second and first derivatives of the cost to go; K, k gains; Q.. as in the papers.
 
 It starts unregularised, so that a linear-quadratic problem takes one iteration.  One
-problem; vmap over starts, or over anything that the functions close over.  Products of
-small matrices are written out: batched, each would else be a call of its own.
+problem; vmap over starts, or over anything that the functions close over.  Units of x,
+of u and of the cost make no difference, but by `project`.  Products of small matrices
+are written out: batched, each would else be a call of its own.
+
+Derivatives by x, by the limits and by what the functions close over are those of the
+optimum (implicit differentiation), in both modes: of a last Newton step, by
+second-order DDP, on the trajectory that was found.
 """
 
 import enum
@@ -27,9 +32,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mbrl_jax.ops import definite
-from mbrl_jax.types import Array
+from mbrl_jax.ops.floats import floats
+from mbrl_jax.types import Array, PyTree
 
 Dynamics = Callable[[Array, Array, Array], Array]  # (x, u, t) -> x
 Cost = Callable[[Array, Array, Array], Array]  # (x, u, t) -> []
@@ -44,7 +51,7 @@ LEAST, MOST = 1e-6, 1e10  # regularisation; less is none
 
 class Status(enum.IntEnum):
     RUNNING = -1
-    CONVERGED = 0  # the residual is at most the tolerance
+    CONVERGED = 0  # to the tolerance
     STALLED = 1  # what is left to gain is lost in rounding
     MAX_ITERATIONS = 2
     REGULARISATION_EXHAUSTED = 3  # no step lowers the cost, however short
@@ -73,6 +80,14 @@ class _Task(NamedTuple):
     project: bool
 
 
+class _Given(NamedTuple):
+    """What an optimum depends on, and may be differentiated by."""
+
+    x: Array  # [O]
+    limits: Limits | None
+    closed_over: PyTree  # by the three functions
+
+
 class _Expansion(NamedTuple):
     f_z: Array  # [H, O, O + A]
     f_zz: Array | None  # [H, O, O + A, O + A] of DDP
@@ -80,6 +95,7 @@ class _Expansion(NamedTuple):
     l_zz: Array  # [H, O + A, O + A]
     last: tuple[Array, Array]  # [O], [O, O] of the final cost
     finite: Array  # [] bool, all of them
+    scale: Array  # [] sum of what the steps cost, each without its sign
 
 
 class _Backward(NamedTuple):
@@ -88,6 +104,7 @@ class _Backward(NamedTuple):
     linear: Array  # [] a step of length a is expected to change the cost by
     quadratic: Array  # [] a linear + a^2 quadratic
     residual: Array  # []
+    error: Array  # [] the same without a unit
     definite: Array  # [] bool
 
 
@@ -114,7 +131,8 @@ def ilqr(
     """Minimises sum_t cost(x_t, u_t, t) + final_cost(x_H), from `x` [O] and `u` [H, A].
 
     `second_order` makes it DDP, which converges quadratically; iLQR does so only where
-    the dynamics are linear.  Converged is a `residual` of at most `tolerance`.
+    the dynamics are linear.  Converged is: for no control does the gradient promise
+    more than `tolerance`^2 of the cost, by its own curvature.
 
     `project` replaces second derivatives of the costs (in DDP: of the cost to go) by
     the nearest ones that are convex in x and u together, cross term included.  Each
@@ -124,13 +142,53 @@ def ilqr(
     Without `final_gains`, what ends for its number of iterations is not expanded once
     more: K, k and residual are those before the last step.  That halves the time of one
     iteration, as in replanning from a shifted plan.
+
+    Raises ValueError for limits of which the least is above the largest, and for
+    functions whose results have other shapes.
     """
-    task = _Task(dynamics, cost, final_cost, limits, second_order, project)
-    u = _clip(jnp.asarray(u, x.dtype), limits)
+    x, u = floats("ilqr", (x, u))
+    limits = _limits(limits, u)
+    functions, closed_over = _without_closures(dynamics, cost, final_cost, x, u)
+
+    def task_of(given: _Given) -> _Task:
+        now = functions(given.closed_over)
+        return _Task(*now, given.limits, second_order, project)
+
+    @jax.custom_jvp
+    def follow(optimum: tuple, given: _Given) -> tuple:
+        """`optimum`, changing as the true one does."""
+        return optimum
+
+    @follow.defjvp
+    def change(primals: tuple, tangents: tuple) -> tuple[tuple, tuple]:
+        optimum, given = follow(*primals), primals[1]
+        again = lambda given: _newton(task_of(given), given, *optimum[:2])
+        return optimum, jax.jvp(again, (given,), (tangents[1],))[1]
+
+    given = _Given(x, limits, closed_over)
+    fixed = jax.lax.stop_gradient(given)
+    u = jax.lax.stop_gradient(_clip(u, limits))
+    best = _minimise(task_of(fixed), fixed.x, u, num_iterations, tolerance, final_gains)
+    xs, us, K, k, least = follow(best[:5], given)
+    return best._replace(x=xs, u=us, K=K, k=k, cost=least)
+
+
+def _minimise(
+    task: _Task,
+    x: Array,
+    u: Array,
+    num_iterations: int | Array,
+    tolerance: float | Array,
+    final_gains: bool,
+) -> Solution:
+    start = _start(task, x, u)
+    # what is left of a cost that goes to 0
+    rest = jnp.finfo(x.dtype).eps * jnp.abs(start.best.cost)
 
     def iterate(search: _Search) -> _Search:
         best, mu, factor = search
         expansion = _expand(task, best.x, best.u)
+        expansion = expansion._replace(scale=jnp.maximum(expansion.scale, rest))
         back, mu, factor = _backward(task, expansion, best, mu, factor)
         status = _status(best, back, mu, expansion.finite, num_iterations, tolerance)
         going_on = status == Status.RUNNING
@@ -149,7 +207,75 @@ def ilqr(
         return _Search(best, mu, factor)
 
     unfinished = lambda search: search.best.status == Status.RUNNING
-    return jax.lax.while_loop(unfinished, iterate, _start(task, x, u)).best
+    return jax.lax.while_loop(unfinished, iterate, start).best
+
+
+def _newton(task: _Task, given: _Given, x: Array, u: Array) -> tuple:
+    """x, u, K, k and cost after one more step from the optimum's `u` [H, A].
+
+    There it goes nowhere; its derivatives are those of the optimum.  Controls at a
+    limit stay there.
+    """
+    plain = task._replace(limits=None, second_order=True, project=False)
+    free = jnp.ones(u.shape, bool)
+    if given.limits is not None:
+        low, high = _broadcast(given.limits, u)
+        free = (u > low) & (u < high)
+        u = jnp.where(u <= low, low, jnp.where(u >= high, high, u))
+    still = jnp.zeros((*u.shape, x.shape[1]), x.dtype)
+    xs, us, _ = _rollout(
+        plain, x.at[0].set(given.x), u, still, 0 * u, jnp.zeros((), x.dtype)
+    )
+    back = _recursion(plain, _expand(plain, xs, us), us, 0 * x[0, 0], free)
+    one = jnp.ones((), x.dtype)
+    xs, us, cost = _rollout(plain, xs, us, back.K, back.k, one)
+    gains = plain._replace(second_order=task.second_order)
+    after = _recursion(gains, _expand(gains, xs, us), us, 0 * x[0, 0], free)
+    return xs, us, after.K, after.k, cost
+
+
+def _without_closures(
+    dynamics: Dynamics, cost: Cost, final_cost: FinalCost, x: Array, u: Array
+) -> tuple[Callable[[PyTree], tuple[Dynamics, Cost, FinalCost]], PyTree]:
+    """The functions, in the type of `x`, as one of what they close over; and that.
+
+    Raises ValueError where their results have other shapes than they are to have.
+    """
+    time = jnp.zeros((), jnp.arange(1).dtype)
+    converted, closed_over = [], []
+    for name, function, args, shape in (
+        ("dynamics", dynamics, (x, u[0], time), x.shape),
+        ("cost", cost, (x, u[0], time), ()),
+        ("final_cost", final_cost, (x,), ()),
+    ):
+        typed = lambda *args, f=function: jnp.asarray(f(*args), x.dtype)
+        found = jax.eval_shape(typed, *args).shape
+        if found != shape:
+            raise ValueError(f"ilqr: {name} gives shape {found}, must be {shape}")
+        flat, values = jax.closure_convert(typed, *args)
+        converted.append(flat)
+        closed_over.append(values)
+
+    def functions(closed_over: PyTree) -> tuple[Dynamics, Cost, FinalCost]:
+        f, l, last = (
+            lambda *args, f=f, values=values: f(*args, *values)
+            for f, values in zip(converted, closed_over, strict=True)
+        )
+        return f, l, last
+
+    return functions, closed_over
+
+
+def _limits(limits: Limits | None, u: Array) -> Limits | None:
+    """In the type of `u`; raises ValueError for some that are the wrong way round."""
+    if limits is None:
+        return None
+    low, high = limits
+    known = not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(limits))
+    if known and not (np.asarray(low) <= np.asarray(high)).all():
+        raise ValueError(f"ilqr: limits are {low} and {high}, least above largest")
+    low, high = (jnp.asarray(limit, u.dtype) for limit in floats("ilqr", limits))
+    return low, high
 
 
 def _start(task: _Task, x: Array, u: Array) -> _Search:
@@ -175,7 +301,7 @@ def _status(
         (Status.REGULARISATION_EXHAUSTED, mu > MOST),
         (Status.MAX_ITERATIONS, best.iterations >= num_iterations),
         (Status.STALLED, back.definite & lost & (back.residual >= best.residual)),
-        (Status.CONVERGED, back.definite & (back.residual <= tolerance)),
+        (Status.CONVERGED, back.definite & (back.error <= tolerance)),
         (Status.NOT_FINITE, ~(finite & jnp.isfinite(best.cost))),
     ):
         status = jnp.where(holds, name, status)
@@ -241,15 +367,17 @@ def _expand(task: _Task, x: Array, u: Array) -> _Expansion:
     f_zz = jax.vmap(jax.jacfwd(jax.jacfwd(f)))(*at) if task.second_order else None
     l_zz = jax.vmap(jax.hessian(l))(*at)
     last_xx = jax.hessian(task.final_cost)(x[-1])
-    derivatives = (jax.vmap(jax.jacfwd(f))(*at), f_zz, jax.vmap(jax.grad(l))(*at))
-    last_x = jax.grad(task.final_cost)(x[-1])
+    costs, l_z = jax.vmap(jax.value_and_grad(l))(*at)
+    last, last_x = jax.value_and_grad(task.final_cost)(x[-1])
+    scale = jnp.abs(costs).sum() + jnp.abs(last)
+    derivatives = (jax.vmap(jax.jacfwd(f))(*at), f_zz, l_z)
     every = jax.tree.leaves((derivatives, l_zz, last_x, last_xx))
     finite = jnp.stack([jnp.isfinite(x).all() for x in every]).all()
     if task.project:
         last_xx = definite.clip_eigenvalues(last_xx, 0.0)
         if not task.second_order:
             l_zz = jax.vmap(lambda l_zz: _project(l_zz, size))(l_zz)
-    return _Expansion(*derivatives, l_zz, (last_x, last_xx), finite)
+    return _Expansion(*derivatives, l_zz, (last_x, last_xx), finite, scale)
 
 
 def _project(joint: Array, size: int) -> Array:
@@ -277,41 +405,73 @@ def _backward(
         return back, keep(mu, more[0]), keep(factor, more[1])
 
     zero = jnp.zeros_like(mu)
-    start = _Backward(best.K, best.k, zero, zero, zero, jnp.array(False))
+    start = _Backward(best.K, best.k, zero, zero, zero, zero, jnp.array(False))
     return jax.lax.while_loop(unfinished, attempt, (start, mu, factor))
 
 
-def _recursion(task: _Task, expansion: _Expansion, u: Array, mu: Array) -> _Backward:
-    f_z, f_zz, l_z, l_zz, (v, V), _ = expansion
+def _recursion(
+    task: _Task, expansion: _Expansion, u: Array, mu: Array, free: Array | None = None
+) -> _Backward:
+    """Of the controls where `free` [H, A]; by default the limits say which."""
+    f_z, f_zz, l_z, l_zz, (v, V), _, scale = expansion
     size = len(v)
 
     def step(after: tuple, now: tuple) -> tuple[tuple, tuple]:
         V, v, costate = after
-        f_z, f_zz, l_z, l_zz, u = now
+        f_z, f_zz, l_z, l_zz, u, free = now
         Q_z, Q_zz = l_z + _times(f_z.T, v), l_zz + _times(f_z.T, _times(V, f_z))
         if f_zz is not None:
             Q_zz += _times(f_zz.T, v)
             Q_zz = _project(Q_zz, size) if task.project else Q_zz
         Q_x, Q_u = Q_z[:size], Q_z[size:]
         Q_xx, Q_ux, Q_uu = Q_zz[:size, :size], Q_zz[size:, :size], Q_zz[size:, size:]
-        # as if V were V + mu I
-        stiff = Q_zz[size:] + mu * _times(f_z.T[size:], f_z)
-        K, k, well = _gains(stiff, Q_u, u, task.limits)
+        # as if V were larger by mu times a diagonal that has its units
+        heavier = (mu * _curvature(V, v, scale))[:, None] * f_z
+        stiff = Q_zz[size:] + _times(f_z.T[size:], heavier)
+        if free is None:
+            K, k, well = _gains(stiff, Q_u, u, task.limits)
+        else:
+            K, k, well = _free_gains(stiff, Q_u, free)
         # of the curvature without mu, for which K and k are not optimal
         half = _times(K.T, Q_uu) + Q_ux.T
         V = Q_xx + _times(half, K) + _times(K.T, Q_ux)
         v = Q_x + _times(half, k) + _times(K.T, Q_u)
         gradient = l_z + _times(f_z.T, costate)
-        residual = _clip(u - gradient[size:], task.limits) - u
+        residual, error = _residual(gradient[size:], Q_uu, u, task.limits, scale)
         before = ((V + V.T) / 2, v, gradient[:size])
         change = (k * Q_u).sum(), (k * _times(Q_uu, k)).sum() / 2
-        return before, (K, k, *change, residual, well)
+        return before, (K, k, *change, residual, error, well)
 
-    _, (K, k, linear, quadratic, residual, well) = jax.lax.scan(
-        step, (V, v, v), (f_z, f_zz, l_z, l_zz, u), reverse=True
+    _, (K, k, linear, quadratic, residual, error, well) = jax.lax.scan(
+        step, (V, v, v), (f_z, f_zz, l_z, l_zz, u, free), reverse=True
     )
-    residual = jnp.abs(residual).max()
-    return _Backward(K, k, linear.sum(), quadratic.sum(), residual, well.all())
+    sums, most = (linear.sum(), quadratic.sum()), (residual.max(), error.max())
+    return _Backward(K, k, *sums, *most, well.all())
+
+
+def _curvature(V: Array, v: Array, scale: Array) -> Array:
+    """Of the cost to go, by its second and first derivatives, without a sign, [O]."""
+    return jnp.abs(jnp.diag(V)) + v**2 / jnp.where(scale > 0, scale, 1)
+
+
+def _residual(
+    gradient: Array, Q_uu: Array, u: Array, limits: Limits | None, scale: Array
+) -> tuple[Array, Array]:
+    """The largest entry of the (projected) gradient by u [A], and of the same in units
+    of the cost's `scale`: a step to the minimum would gain half its square."""
+    own = jnp.diag(Q_uu)
+    steep = gradient**2 / jnp.where(scale > 0, scale, 1)
+    if limits is not None:
+        low, high = _broadcast(limits, u)
+        steep = jnp.abs(gradient) / jnp.where(high > low, high - low, 1)
+    # without a curvature of its own, that of a step through the box or to no cost
+    curvature = jnp.where(own > 0, own, steep)
+    curvature = jnp.where(curvature > 0, curvature, 1)
+    step = -gradient / curvature
+    if limits is not None:
+        step = jnp.clip(u + step, low, high) - u
+    error = jnp.abs(step) * jnp.sqrt(curvature / jnp.where(scale > 0, scale, 1))
+    return jnp.abs(step * curvature).max(), error.max()
 
 
 def _times(a: Array, b: Array) -> Array:
@@ -332,16 +492,27 @@ def _gains(
     if limits is None:
         solved, well = definite.solve(Q_uu, jnp.column_stack([Q_ux, Q_u]))
         return -solved[:, :-1], -solved[:, -1], well
-    k, free = definite.minimise_in_box(Q_uu, Q_u, limits[0] - u, limits[1] - u)
+    low, high = _broadcast(limits, u)
+    k, free = definite.minimise_in_box(Q_uu, Q_u, low - u, high - u)
     solved, well = definite.solve_free(Q_uu, free, Q_ux)
     return -solved, k, well
 
 
+def _free_gains(stiff: Array, Q_u: Array, free: Array) -> tuple[Array, Array, Array]:
+    """The same where it is known which controls are `free` [A]; others stay."""
+    num_controls = len(Q_u)
+    right = jnp.column_stack([stiff[:, :-num_controls], Q_u])
+    solved, well = definite.solve_free(stiff[:, -num_controls:], free, right)
+    return -solved[:, :-1], -solved[:, -1], well
+
+
 def _clip(u: Array, limits: Limits | None) -> Array:
-    if limits is None:
-        return u
-    low, high = (jnp.broadcast_to(limit, u.shape).astype(u.dtype) for limit in limits)
-    return jnp.clip(u, low, high)
+    return u if limits is None else jnp.clip(u, *_broadcast(limits, u))
+
+
+def _broadcast(limits: Limits, u: Array) -> Limits:
+    low, high = (jnp.broadcast_to(limit, u.shape) for limit in limits)
+    return low, high
 
 
 def _slack(cost: Array) -> Array:

@@ -60,7 +60,8 @@ def planner(
         final_gains=False,
         num_iterations=num_iterations,
     )
-    return plan._replace(mean=found.u, actions=found.u), {"plan/return": -found.cost}
+    actions = found.u.astype(plan.mean.dtype)  # of the state's type until now
+    return plan._replace(mean=actions, actions=actions), {"plan/return": -found.cost}
 
 
 def _as_vector(

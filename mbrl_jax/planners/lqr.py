@@ -1,7 +1,7 @@
 """LQR: the optimum of linear dynamics under quadratic costs, and tracking.
 
-One problem, to be vmapped; float32 or float64 as its arrays are.  What cannot be solved
-says so in a status, see `ops/definite.py`.
+One problem, to be vmapped; float32 or float64 as its arrays are, integers count as
+floats.  What cannot be solved says so in a status, see `ops/definite.py`.
 
     solve(tracking(time_invariant(A, B, Q, R, horizon=50), x, u))
 
@@ -19,7 +19,10 @@ import jax
 import jax.numpy as jnp
 
 from mbrl_jax.ops import definite
+from mbrl_jax.ops.floats import floats
 from mbrl_jax.types import Array
+
+DOUBLINGS = 30  # of the steps over which a derivative of the stationary V is summed
 
 
 class LQRProblem(NamedTuple):
@@ -60,13 +63,15 @@ def time_invariant(
     A: Array, B: Array, Q: Array, R: Array, *, horizon: int, last: Array | None = None
 ) -> LQRProblem:
     """The same at each step, with `last` [O, O] for Q after the last, or Q itself."""
+    last = Q if last is None else last
+    A, B, Q, R, last = floats("lqr.time_invariant", (A, B, Q, R, last))
     steps = lambda x, n=horizon: jnp.broadcast_to(x, (n, *jnp.shape(x)))
     zeros, none = jnp.zeros_like(A[0]), jnp.zeros_like(R[0])
     return LQRProblem(
         A=steps(A),
         B=steps(B),
         c=steps(zeros),
-        Q=jnp.concatenate([steps(Q), (Q if last is None else last)[None]]),
+        Q=jnp.concatenate([steps(Q), last[None]]),
         S=steps(jnp.zeros_like(B.T)),
         R=steps(R),
         q=steps(zeros, horizon + 1),
@@ -77,6 +82,7 @@ def time_invariant(
 
 def tracking(problem: LQRProblem, x: Array, u: Array) -> LQRProblem:
     """Counts the quadratic costs from `x` [H + 1, O] and `u` [H, A] instead of 0."""
+    problem, x, u = floats("lqr.tracking", (problem, x, u))
     Qx = jnp.einsum("tij,tj->ti", problem.Q, x)
     Ru = jnp.einsum("tij,tj->ti", problem.R, u)
     Sx = jnp.einsum("tij,tj->ti", problem.S, x[:-1])
@@ -92,6 +98,7 @@ def tracking(problem: LQRProblem, x: Array, u: Array) -> LQRProblem:
 
 def rollout(problem: LQRProblem, K: Array, k: Array, x: Array) -> LQRRollout:
     """Of u = K x + k, from `x` [O], without noise."""
+    problem, K, k, x = floats("lqr.rollout", (problem, K, k, x))
 
     def step(x: Array, now: tuple) -> tuple[Array, tuple]:
         (A, B, c, Q, S, R, q, r, constant), K, k = now
@@ -106,6 +113,7 @@ def rollout(problem: LQRProblem, K: Array, k: Array, x: Array) -> LQRRollout:
 
 def solve(problem: LQRProblem) -> Solution:
     """By recursion from the last step.  R + B'VB is to be positive definite."""
+    problem = floats("lqr.solve", problem)
     last = (problem.Q[-1], problem.q[-1], problem.constant[-1])
 
     def back(after: tuple, stage: LQRProblem) -> tuple[tuple, tuple]:
@@ -122,6 +130,7 @@ def solve_parallel(problem: LQRProblem) -> Solution:
     Here R itself has to be positive definite.  (Särkkä and García-Fernández, "Temporal
     parallelization of dynamic programming and linear quadratic control", 2023.)
     """
+    problem = floats("lqr.solve_parallel", problem)
     stages = _stages(problem)
     elements, well_before = jax.vmap(_element)(stages)
     zeros = jnp.zeros_like(problem.A[:1])
@@ -149,42 +158,139 @@ def stationary(
     """The optimum of an endless horizon, from the algebraic Riccati equation.
 
     By structure-preserving doubling (Chu et al., 2004): iteration i looks 2^i steps
-    ahead, and H rises from Q to V.  R is to be positive definite.  `NOT_CONVERGED`
-    where (A, B) cannot be stabilised, or Q does not see what is unstable.
+    ahead.  R + B'VB is to be positive definite, R itself need not be.  `NOT_CONVERGED`
+    where (A, B) cannot be stabilised, or Q does not see what is unstable.  Derivatives,
+    in both modes, are those of the equation's solution.
     """
+    A, B, Q, R, S = floats("lqr.stationary", (A, B, Q, R, S))
     S = jnp.zeros_like(B.T) if S is None else S
     zeros = jnp.zeros_like(A[0])
     stage = LQRProblem(A, B, zeros, Q, S, R, zeros, jnp.zeros_like(R[0]), zeros[0])
-    start, well_before = _element(stage)
-    eps = jnp.finfo(A.dtype).eps
-    tolerance = 10 * len(A) * eps
+    V, status, iterations = _double(jax.lax.stop_gradient(stage), num_iterations)
+    V = _follows(V, stage)
+    (K, _), _, well = _improve(stage, V, zeros, zeros[0])
+    solved = status == definite.Status.SOLVED
+    status = jnp.where(solved & ~well, definite.Status.INDEFINITE, status)
+    return Stationary(K, V, status.astype(jnp.int32), iterations)
+
+
+def _double(stage: LQRProblem, num_iterations: int) -> tuple[Array, Array, Array]:
+    """V [O, O], a status and the number of iterations."""
+    unit = _units(stage)
+    stage = _in_units(stage, unit)
+    potential = _potential(stage)
+    start, well = _element(_with_potential(stage, potential))
+    eps = jnp.finfo(unit.dtype).eps
+    tolerance = 10 * len(unit) * eps
 
     def unfinished(carry: tuple) -> Array:
-        _, converged, finite, iteration = carry
+        _, _, converged, finite, iteration = carry
         return ~converged & finite & (iteration < num_iterations)
 
     def double(carry: tuple) -> tuple:
-        half, _, _, iteration = carry
+        half, (least, best), _, _, iteration = carry
         both = _compose(half, half)
         both = both._replace(C=_symmetric(both.C), J=_symmetric(both.J))
-        rise = jnp.abs(both.J - half.J).max()
+        rise = jnp.abs(both.J - half.J).max() / jnp.abs(both.J + potential).max()
         # `A` is the closed loop over all steps looked ahead: it tells if that is stable
-        converged = (rise <= tolerance * jnp.abs(both.J).max()) & (
-            jnp.abs(both.A).max() < jnp.sqrt(eps)
-        )
+        stable = jnp.abs(both.A).max() < jnp.sqrt(eps)
         finite = jnp.isfinite(both.J).all() & jnp.isfinite(both.A).all()
-        return both, converged, finite, iteration + 1
+        converged = ~(rise > tolerance) & stable & finite  # 0 / 0 where nothing costs
+        # a loop that is not stable only adds to the rounding
+        better = converged | (finite & (rise < least))
+        best = jnp.where(better, both.J, best)
+        least = jnp.where(better, rise, least)
+        return both, (least, best), converged, finite, iteration + 1
 
     finite = jnp.isfinite(start.J).all() & jnp.isfinite(start.A).all()
-    carry = (start, jnp.array(False), finite, jnp.zeros((), jnp.int32))
-    every, converged, _, iterations = jax.lax.while_loop(unfinished, double, carry)
-    (K, _), _, well = _improve(stage, every.J, zeros, zeros[0])
+    best = (jnp.full_like(unit[0], jnp.inf), start.J)
+    carry = (start, best, jnp.array(False), finite, jnp.zeros((), jnp.int32))
+    carry = jax.lax.while_loop(unfinished, double, carry)
+    _, (_, found), converged, _, iterations = carry
     status = jnp.where(converged, definite.Status.SOLVED, definite.Status.NOT_CONVERGED)
-    status = jnp.where(
-        well_before & (well | ~converged), status, definite.Status.INDEFINITE
-    )
+    status = jnp.where(well, status, definite.Status.INDEFINITE)
     status = jnp.where(finite, status, definite.Status.NOT_FINITE)
-    return Stationary(K, every.J, status.astype(jnp.int32), iterations)
+    return (found + potential) / jnp.outer(unit, unit), status, iterations
+
+
+def _units(stage: LQRProblem) -> Array:
+    """Of x, [O], in which all that costs anything costs about the same.
+
+    By what x costs in O steps without control; powers of 2, which round nothing.
+    """
+    costs, ahead = stage.Q, stage.A
+    for _ in range(len(stage.A) - 1):
+        costs, ahead = costs + ahead.T @ stage.Q @ ahead, ahead @ stage.A
+    curvature = jnp.abs(jnp.diag(costs))
+    usable = jnp.isfinite(curvature) & (curvature > 0)
+    return jnp.exp2(-jnp.round(jnp.log2(jnp.where(usable, curvature, 1)) / 2))
+
+
+def _in_units(stage: LQRProblem, unit: Array) -> LQRProblem:
+    """Of x / `unit` in place of x."""
+    return stage._replace(
+        A=stage.A * unit[None] / unit[:, None],
+        B=stage.B / unit[:, None],
+        Q=stage.Q * jnp.outer(unit, unit),
+        S=stage.S * unit[None],
+    )
+
+
+def _potential(stage: LQRProblem) -> Array:
+    """X [O, O], such that R + B'XB is definite: 0 where R is.
+
+    As many steps' costs of x as that takes.
+    """
+    potential, cost = jnp.zeros_like(stage.Q), stage.Q
+    for _ in range(len(stage.A)):
+        R = stage.R + stage.B.T @ potential @ stage.B
+        _, well = definite.solve(R, jnp.zeros_like(R[0]))
+        # where R itself counts against some control, that is no minimum
+        wanted = ~well & (jnp.diag(stage.R) >= 0).all()
+        potential = jnp.where(wanted, potential + cost, potential)
+        cost = stage.A.T @ cost @ stage.A
+    return _symmetric(potential)
+
+
+def _with_potential(stage: LQRProblem, potential: Array) -> LQRProblem:
+    """With 1/2 x'Xx paid where a step leads and paid back where it begins.
+
+    Over many steps that changes nothing but V, to V - X.
+    """
+    ahead, B = potential @ stage.A, stage.B
+    return stage._replace(
+        Q=stage.Q + stage.A.T @ ahead - potential,
+        S=stage.S + B.T @ ahead,
+        R=stage.R + B.T @ potential @ B,
+    )
+
+
+@jax.custom_jvp
+def _follows(V: Array, stage: LQRProblem) -> Array:
+    """`V`, which solves the Riccati equation of `stage`, and changes as that says."""
+    return V
+
+
+@_follows.defjvp
+def _changes(
+    primals: tuple[Array, LQRProblem], tangents: tuple[Array, LQRProblem]
+) -> tuple[Array, Array]:
+    """dV = F'dV F + what `stage` changes of the equation's right side, F closed loop:
+    summed over 2^i steps at once."""
+    V, stage = primals
+    V = _follows(V, stage)  # it changes too, where derivatives are differentiated
+    zeros = jnp.zeros_like(V[0])
+    value = lambda stage: _improve(stage, V, zeros, zeros[0])[1][0]
+    _, change = jax.jvp(value, (stage,), (tangents[1],))
+    (K, _), *_ = _improve(stage, V, zeros, zeros[0])
+
+    def double(carry: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
+        change, loop = carry
+        return (change + loop.T @ change @ loop, loop @ loop), None
+
+    loop = stage.A + stage.B @ K
+    (change, _), _ = jax.lax.scan(double, (change, loop), length=DOUBLINGS)
+    return V, change
 
 
 class _Element(NamedTuple):

@@ -428,3 +428,66 @@ def test_replanning_from_a_shifted_plan_in_a_batch():
     alone = run(short_of_swing, starts[1], shifted, 1)
     np.testing.assert_allclose(ours.u[1], alone.u, rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(ours.K[1], alone.K, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("start", [0.1, 0.5])
+def test_units_make_no_difference(start):
+    """The swing-up with torques in 1e6 of their unit, speeds in 1e-5, costs of 1e-8."""
+    unit = np.array([1.0, 1e-5])
+    u = np.full((60, 1), start)
+    plain = run(ilqr_of_swing, HANGING, u, 100, 1e-7)
+    other = scaled_swing(HANGING / unit, u * 1e6, unit, np.float64(1e-8))
+    assert plain.status == other.status == Status.CONVERGED
+    assert plain.iterations == other.iterations
+    np.testing.assert_allclose(other.u / 1e6, plain.u, atol=1e-6)
+    np.testing.assert_allclose(other.cost / 1e-8, plain.cost, rtol=1e-9)
+
+
+@jax.jit
+def scaled_swing(x: Array, u: Array, unit: Array, price: Array):
+    return ilqr(
+        lambda x, u, t: swing(x * unit, u / 1e6, t) / unit,
+        lambda x, u, t: price * swing_cost(x * unit, u / 1e6, t),
+        lambda x: price * upright(x * unit),
+        x,
+        u,
+        tolerance=1e-7,
+    )
+
+
+def test_derivatives_of_the_optimum():
+    """In both modes, by a price, a limit and the start; limits hold some controls."""
+
+    def optimum(price: Array, limit: Array, speed: Array) -> tuple[Array, Array]:
+        best = ilqr(
+            swing,
+            lambda x, u, t: swing_cost(x, u, t) + price * u[0] ** 2,
+            upright,
+            jnp.array([0.15, 0.0]).at[1].set(speed),
+            jnp.zeros((15, 1)),
+            limits=(-limit, limit),
+            tolerance=1e-10,
+        )
+        return best.cost, (best.u[:, 0] * jnp.cos(jnp.arange(15.0))).sum()
+
+    at, h = np.array([0.1, 1.8, 0.3]), 1e-5
+    starts = np.concatenate([at + h * np.eye(3), at - h * np.eye(3)])
+    solve = lambda at: jnp.stack(optimum(*at))
+    many = jax.jit(jax.vmap(solve))(starts)
+    right = ((many[:3] - many[3:]) / (2 * h)).T
+    assert (np.abs(right) > 1e-2).all()
+    for derivative in (jax.jacrev, jax.jacfwd):
+        np.testing.assert_allclose(jax.jit(derivative(solve))(at), right, rtol=1e-5)
+
+
+def test_integers_and_limits_the_wrong_way_round():
+    f, l = lambda x, u, t: x + u, lambda x, u, t: (x**2).sum() + (u**2).sum()
+    of = lambda x, u, **options: jax.eval_shape(
+        lambda: ilqr(f, l, lambda x: 0, x, u, **options)
+    )
+    assert of(np.array([1]), np.zeros((3, 1), int)).u.dtype == jnp.float64
+    x, u = np.ones(1, np.float32), np.zeros((3, 1))
+    with pytest.raises(ValueError, match=r"ilqr: limits are 1\.0 and -1\.0"):
+        of(x, u, limits=(1.0, -1.0))
+    with pytest.raises(ValueError, match=r"cost gives shape \(1,\), must be \(\)"):
+        ilqr(f, lambda x, u, t: x, lambda x: 0.0, x, u)

@@ -136,7 +136,7 @@ def test_a_long_horizon_approaches_the_stationary_one():
         (2.0, 1.0, 0.0, 1.0, Status.NOT_CONVERGED),  # nothing sees it
         (1.0, 0.0, 1.0, 1.0, Status.NOT_CONVERGED),  # the cost grows for ever
         (0.5, 1.0, 1.0, -1.0, Status.INDEFINITE),
-        (0.5, 1.0, 1.0, 0.0, Status.INDEFINITE),
+        (0.5, 1.0, 1.0, 0.0, Status.SOLVED),  # R + B'VB is definite
         (np.nan, 1.0, 1.0, 1.0, Status.NOT_FINITE),
         (0.5, 1.0, np.inf, 1.0, Status.NOT_FINITE),
     ],
@@ -197,3 +197,63 @@ def test_rendezvous():
     x = jnp.array([0.0, 0, 10, 10, 0, -5, 5, 0])
     played = rollout(problem, best.K, best.k, x)
     np.testing.assert_allclose(played.cost, 23370.774261158345, rtol=1e-12)
+
+
+def test_the_price_of_controls_may_be_singular():
+    """QuantEcon's cases of Riccati equations, where the optimum exists all the same."""
+    r = 0.5
+    for A, B, Q, R in (
+        ([[0, -1], [0, 2]], [[1, 0], [1, 1]], [[1, 0], [0, 0]], [[4, 2], [2, 1]]),
+        ([[r**2, 0], [0, 0.0]], np.eye(2), [[1, 0], [0, 0.0]], [[1, r], [r, r * r]]),
+        ([[1, 1], [0, 1.0]], [[1, 0.0], [1, 1.0]], np.eye(2), np.zeros((2, 2))),
+        # what is paid for does not see the control before the next step
+        ([[1, 1], [0, 1.0]], [[0, 0.0], [1, 0.0]], [[1, 0], [0, 0.0]], np.diag([0, 1])),
+    ):  # fmt: skip
+        matrices = [np.array(x, float) for x in (A, B, Q, R)]
+        V = scipy.linalg.solve_discrete_are(*matrices)
+        np.testing.assert_allclose(stationary(*matrices).V, V, atol=1e-8)
+
+
+def test_units_make_no_difference():
+    """States in 1e-6 and in 1e5 of their unit, controls in 1e4, costs of 1e-8."""
+    A, B, Q, R, S = (np.asarray(x[0], np.float32) for x in random_systems(1, 3, 2))
+    x, u, cost = np.array([1.0, 1e-6, 1e5]), np.array([1e4, 1.0]), 1e-8
+    plain = jax.jit(lqr.stationary)(A, B, Q, R, S)
+    change = (
+        A / x * x[:, None], B / u * x[:, None], cost * Q / x / x[:, None],
+        cost * R / u / u[:, None], cost * S / x / u[:, None],
+    )  # fmt: skip
+    other = jax.jit(lqr.stationary)(*(y.astype(np.float32) for y in change))
+    assert plain.status == other.status == Status.SOLVED
+    K, V = np.array(other.K) * x / u[:, None], np.array(other.V) * x * x[:, None] / cost
+    np.testing.assert_allclose(K, plain.K, rtol=0, atol=1e-4 * np.abs(plain.K).max())
+    np.testing.assert_allclose(V, plain.V, rtol=0, atol=1e-4 * np.abs(plain.V).max())
+
+
+def test_integers_count_as_floats_and_complex_numbers_do_not():
+    A, B, Q, R = np.array([[1, 1], [0, 1]]), np.array([[0], [1]]), np.eye(2), [[1]]
+    of = lambda A: lqr.time_invariant(A, B, Q, R, horizon=7)  # 7 is compiled already
+    np.testing.assert_array_equal(of(A).A, of(1.0 * A).A)
+    assert of(A).A.dtype == jnp.float64
+    raw = of(A)._replace(A=np.tile(A, (7, 1, 1)))
+    np.testing.assert_array_equal(solve(raw).K, solve(of(1.0 * A)).K)
+    exact = stationary(1.0 * A, 1.0 * B, Q, np.eye(1))
+    np.testing.assert_allclose(stationary(A, B, Q, np.eye(1, dtype=int)).K, exact.K)
+    with pytest.raises(TypeError, match=r"lqr.stationary takes real .* complex128"):
+        lqr.stationary(1j * A, B, Q, np.eye(1))
+
+
+def test_derivatives_of_the_stationary_solution():
+    """First ones in both modes, and second ones, against central differences."""
+    A, B = jnp.array([[1.0, 0.1], [0.0, 1.0]]), jnp.array([[0.0], [0.1]])
+
+    def f(a: jax.Array) -> jax.Array:
+        found = lqr.stationary(A.at[1, 0].set(a), B, jnp.eye(2), 0.1 * jnp.eye(1))
+        return found.V[0, 0] + found.K[0, 1] ** 2
+
+    h, at = 1e-5, jnp.array([0.1, 0.2])
+    of = jax.jit(jax.vmap(lambda a: (f(a), jax.grad(f)(a))))
+    (high, slope_high), (low, slope_low) = of(at + h), of(at - h)
+    second = jax.jit(jax.vmap(jax.jacfwd(jax.grad(f))))(at)
+    np.testing.assert_allclose(of(at)[1], (high - low) / (2 * h), rtol=1e-6)
+    np.testing.assert_allclose(second, (slope_high - slope_low) / (2 * h), rtol=1e-5)
