@@ -75,7 +75,7 @@ def window_gatherer(env: Env, num_envs: int, num_steps: int) -> Gatherer:
         place, steps = rollout.rollout(key, env, policy, parallel.place, num_steps)
         total, returns = _returns(parallel.returns, steps)
         last = ParallelEnvs(place, total)
-        lost = ~finite.all_finite(steps, num_batch_axes=1)[-1]
+        lost = ~finite.usable(steps, num_batch_axes=1)[-1]
 
         def restart(_: ParallelEnvs) -> ParallelEnvs:
             start = rollout.start(reset_key, env, policy)
@@ -119,7 +119,7 @@ def count(counters: Counters, gathered: Gathered) -> Counters:
     _, windows, ended, returns = gathered
     valid, number = windows.valid, ended.sum(dtype=jnp.int32)
     mean = jnp.where(ended, returns, 0).sum() / jnp.maximum(number, 1)
-    good = finite.all_finite(windows.transitions, num_batch_axes=2)
+    good = finite.usable(windows.transitions, num_batch_axes=2)
     return Counters(
         counters.env_steps + valid.sum(dtype=jnp.int32),
         jnp.where(number > 0, mean, counters.last_return),

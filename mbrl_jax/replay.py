@@ -43,8 +43,9 @@ def valid(replay: Replay) -> Array:
 def insert(replay: Replay, transitions: Transition, valid: Array) -> Replay:
     """Appends the transitions [T, ...] where `valid` [T], oldest out first.
 
-    A transition that is not finite, as of a simulator that blew up, is left out; the
-    numbers of its neighbours tell that they do not follow each other.
+    A transition that is not finite, as of a simulator that blew up, or next to that
+    (`finite.usable`), is left out; the numbers of its neighbours tell that they do not
+    follow each other.
     Raises ValueError if T exceeds the capacity.
     """
     if valid.shape[0] > replay.capacity:
@@ -52,7 +53,7 @@ def insert(replay: Replay, transitions: Transition, valid: Array) -> Replay:
             f"{valid.shape[0]} transitions do not fit a capacity of {replay.capacity}"
         )
     number = replay.offered + jnp.cumsum(valid, dtype=jnp.int32)  # 1 for the first
-    valid = valid & finite.all_finite(transitions, num_batch_axes=1)
+    valid = valid & finite.usable(transitions, num_batch_axes=1)
     slot = (replay.position + jnp.cumsum(valid) - 1) % replay.capacity
     slot = jnp.where(valid, slot, replay.capacity)  # out of range, hence dropped
     data, numbers = jax.tree.map(

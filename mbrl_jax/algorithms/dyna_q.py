@@ -74,8 +74,10 @@ _Planning = Callable[[Key, State], tuple[State, _Planned]]
 
 
 def make(env: Env, config: Config = Config()) -> Algorithm:
-    """The algorithm.  Raises ValueError for a configuration that cannot be."""
+    """The algorithm.  Raises ValueError for a configuration that cannot be, and for an
+    environment whose observations are not one-hot."""
     checks.discrete(env)
+    _check_one_hot(env)
     checks.at_least(config, 1, "interval")
     checks.at_least(config, 0, "num_planning", "prior", "threshold", "kappa")
     checks.within(config, 0, 1, "learning_rate", "discount", "epsilon")
@@ -135,6 +137,19 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
         }
 
     return Algorithm(init, step, lambda state: _greedy(state.q_values))
+
+
+def _check_one_hot(env: Env) -> None:
+    """By an observation after a reset, where there is one that can be looked at."""
+    if env.host:
+        return
+    with jax.ensure_compile_time_eval():
+        obs = env.reset(jax.random.key(0)).obs
+        one_hot = isinstance(obs, jax.core.Tracer) or bool(_place(obs)[1])
+    if not one_hot:
+        raise ValueError(
+            f"dyna_q is for finite worlds: observations of {env.name} are not one-hot"
+        )
 
 
 def _place(obs: Array) -> tuple[Array, Array]:

@@ -51,8 +51,6 @@ from mbrl_jax.types import (
     Transition,
 )
 
-_NO_ACTION = jnp.zeros(0)
-
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -143,7 +141,7 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
         sampled = partial(sample, state, state.params)
         noisy = Policy(lambda: (), lambda key, obs, _: (sampled(key, obs), ()))
         transitions, valid = episode(episode_key, env, noisy)
-        good = finite.all_finite(transitions, num_batch_axes=1)
+        good = finite.usable(transitions, num_batch_axes=1)
         log_prob = jax.vmap(partial(log_density, state, state.params))(
             transitions.obs, transitions.action
         )
@@ -244,7 +242,7 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
 
         def target(key: Key, real: Any) -> Array:
             action = sample(state, state.params, key, real.next_obs)
-            action = action if of_action else _NO_ACTION
+            action = action if of_action else jnp.zeros(0)
             follows = value(state, state.target, real.next_obs, action)
             follows = jnp.where(real.terminal, 0, config.discount * follows)
             return real.reward + follows
@@ -276,9 +274,10 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
         return state.reward_std / (1 - config.discount)
 
     def value(
-        state: State, params: Params, obs: Array, action: Array = _NO_ACTION
+        state: State, params: Params, obs: Array, action: Array | None = None
     ) -> Array:
         obs = normalize.normalise(state.obs, obs)
+        action = jnp.zeros(0) if action is None else action
         inputs = jnp.concatenate([obs, clip(action) / env.action_limit])
         return critic.apply(params, inputs)[0] * unit(state)
 

@@ -37,7 +37,9 @@ def pathwise_mean(
     swap = partial(jax.tree.map, lambda x: jnp.swapaxes(x, 0, 1))
     samples = samples._replace(steps=swap(samples.steps))
     obs, weighted = samples.steps.obs, samples.steps.weighted
-    valid = finite.all_finite((swap(pulls), obs, weighted), num_batch_axes=1)
+    last = jax.vmap(problem.system.observe)(samples.final)
+    earned = (swap(pulls), weighted, samples.bootstrap)
+    valid = finite.all_finite(earned, 1) & finite.usable((obs, last), 1)
 
     def again(_: Any) -> tuple[Array, Params]:
         total = _policy_gradient(problem.actor, keys, params, obs, pulls, valid)

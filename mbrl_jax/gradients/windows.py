@@ -47,8 +47,9 @@ def window(
 
     Also the samples [N, ...], which of them are `valid` [N], and where this leads.  The
     states that the window begins in are taken as given.  An episode ends with the
-    window in which it ends, also one cut by its time limit; a window that is not finite
-    is left out and its environment starts anew.
+    window in which it ends, also one cut by its time limit; a window that is not
+    finite, with the observation that it ends with, is left out and its environment
+    starts anew.
     """
     window_key, reset_key = jax.random.split(key)
     gradient, samples, valid = pathwise.pathwise_mean(

@@ -62,7 +62,7 @@ def make(
             acting = policies.switch(at_random, acting, policy(state.model))
         transitions, valid = episode(episode_key, env, acting)
         data = replay.insert(state.replay, transitions, valid)
-        good = finite.all_finite(transitions, num_batch_axes=1)
+        good = finite.usable(transitions, num_batch_axes=1)
         fitted, metrics = model.fit(fit_key, state.model, data)
         env_steps = state.env_steps + valid.sum(dtype=jnp.int32)
         state = State(fitted, data, env_steps, state.num_episodes + 1)

@@ -265,7 +265,7 @@ def _normalised(
     if config.learn_reward:
         targets = jnp.concatenate([targets, data.reward[:, None]], axis=1)
     # a row that is not finite teaches nothing: it becomes the mean of the others
-    good = finite.all_finite((inputs, targets), num_batch_axes=1)
+    good = finite.usable((inputs, targets), num_batch_axes=1)
 
     def normalised(x: Array, constant_std: float) -> tuple[normalize.Statistics, Array]:
         x = jnp.where(good[:, None], x, 0)

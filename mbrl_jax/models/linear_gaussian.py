@@ -46,7 +46,7 @@ def fit(episodes: Episodes, strength: float | Array) -> Dynamics:
     size, num_inputs = obs.shape[-1], obs.shape[-1] + action.shape[-1]
     # changes instead of x': the same up to rounding, and that is much less
     rows = jnp.concatenate([obs, action, next_obs - obs], axis=-1)  # [N, T, D]
-    valid = valid & finite.all_finite(rows, num_batch_axes=2)
+    valid = valid & finite.usable(rows, num_batch_axes=2)
     rows = jnp.where(valid[..., None], rows, 0)
     flat, num_rows = rows.reshape(-1, rows.shape[-1]), jnp.maximum(valid.sum(), 1)
     stats = normalize.statistics(flat, valid.ravel())

@@ -3,6 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax
+import numpy as np
+
 from mbrl_jax.types import Env
 
 
@@ -84,3 +87,11 @@ def discrete(env: Env) -> None:
             f"the actions of {env.name} are continuous, {env.action_size} of them, and "
             "this algorithm is for discrete ones"
         )
+
+
+def finite_limit(function: str, action_limit: Any) -> None:
+    """Raises ValueError, naming the `function`, for actions without a limit."""
+    if isinstance(action_limit, jax.core.Tracer):
+        return
+    if not np.isfinite(action_limit).all():
+        raise ValueError(f"{function}: action_limit is {action_limit}, must be finite")

@@ -37,6 +37,22 @@ def all_finite(tree: PyTree, num_batch_axes: int = 0) -> Array:
     return jnp.stack([finite(x) for x in jax.tree.leaves(tree)]).all(axis=0)
 
 
+def usable(tree: PyTree, num_batch_axes: int = 0) -> Array:
+    """Whether every entry is finite, and small enough for statistics of it to be, for
+    each index of the batch axes."""
+    spoilt = lambda x: jnp.where(moderate(x), 0.0, jnp.nan)
+    return all_finite(jax.tree.map(spoilt, tree), num_batch_axes)
+
+
+def moderate(x: Array) -> Array:
+    """Which entries are finite, and not as large as only a broken sensor shows: above
+    the largest float to the power of 0.4, where sums of squares overflow."""
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        return jnp.isfinite(x)
+    most = jnp.finfo(jnp.promote_types(x.dtype, jnp.float32)).max ** 0.4
+    return jnp.abs(x) <= float(most)
+
+
 def zeroed(where: Array, tree: PyTree) -> PyTree:
     """`tree` with 0 at those indices of the leading axis where `where` [N] is true."""
 

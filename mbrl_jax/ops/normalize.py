@@ -29,7 +29,10 @@ def statistics(x: Array, valid: Array, constant_std: float = 1.0) -> Statistics:
     shifted = jnp.where(mask, x - origin[None], 0)
     shift = shifted.sum(axis=0) / count
     centred = jnp.where(mask, shifted - shift[None], 0)
-    std = jnp.sqrt((centred**2).sum(axis=0) / count)
+    # in units of the largest one, whose square neither overflows nor vanishes
+    largest = jnp.abs(centred).max(axis=0)
+    centred = centred / jnp.where(largest > 0, largest, 1)[None]
+    std = largest * jnp.sqrt((centred**2).sum(axis=0) / count)
     return _scaled(origin + shift, std, constant_std)
 
 
@@ -122,6 +125,9 @@ def _with_layer(
 
 
 def _scaled(mean: Array, std: Array, constant_std: float = 1.0) -> Statistics:
-    """With `constant_std` in place of rounding errors."""
-    floor = 1e-6 * jnp.maximum(jnp.abs(mean), 1e-2)
-    return Statistics(mean, jnp.where(std > floor, std, constant_std))
+    """With `constant_std` in place of rounding errors, which grow with the mean.
+
+    In any unit: small is not constant.
+    """
+    rounding = 1e-6 * jnp.abs(mean)
+    return Statistics(mean, jnp.where(std > rounding, std, constant_std))

@@ -58,6 +58,7 @@ def segment_is_clear(walls: Shapes, start: Array, end: Array) -> Array:
     Without sampling: discs by their distance, boxes by their three separating axes
     (Ericson, "Real-time collision detection", 2005, Sec. 5.1.2 and 5.3.3).
     """
+    start, end = (jnp.asarray(x, walls.radii.dtype) for x in (start, end))
     along, offset = end - start, walls.centres - start[None]  # [2], [J, 2]
     square = jnp.maximum((along**2).sum(), jnp.finfo(along.dtype).tiny)
     nearest = jnp.clip((offset * along[None]).sum(axis=1) / square, 0, 1)  # [J]
@@ -75,6 +76,7 @@ def point(walls: Shapes, low: Sequence[float], high: Sequence[float]) -> Space:
     bounds = jnp.asarray(low, float), jnp.asarray(high, float)
 
     def clear(start: Array, end: Array) -> Array:
+        start, end = (jnp.asarray(x, bounds[0].dtype) for x in (start, end))
         inside = _within(start, *bounds) & _within(end, *bounds)
         return inside & segment_is_clear(walls, start, end)
 
@@ -101,12 +103,14 @@ def two_link_arm(
     kept_off = grown(walls, margin)
 
     def free(angles: Array) -> Array:
+        angles = jnp.asarray(angles, high.dtype)
         joints = arm_joints(lengths, angles)
         links = jax.vmap(segment_is_clear, (None, 0, 0))
         outside = links(kept_off, joints[:-1], joints[1:]).all()
         return _within(angles, -high, high) & outside
 
     def clear(start: Array, end: Array) -> Array:
+        start, end = (jnp.asarray(x, high.dtype) for x in (start, end))
         most = jnp.ceil(2 * jnp.linalg.norm(high) / resolution)
         looks = jnp.ceil(jnp.linalg.norm(end - start) / resolution)
         looks = jnp.clip(looks, 1, most).astype(int)

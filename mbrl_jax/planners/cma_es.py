@@ -24,7 +24,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mbrl_jax.ops import finite, sharding
+from mbrl_jax.ops import checks, finite, sharding
+from mbrl_jax.ops.floats import floats
 from mbrl_jax.types import Array, Key, Metrics, Objective, Plan
 
 STATUSES = (
@@ -76,19 +77,22 @@ def default_num_samples(size: int) -> int:
 
 
 def init(mean: Array, std: Array | float) -> State:
-    """Starts from a normal around `mean` [D] with `std` [D]."""
+    """Starts from a normal around `mean` [D] with `std` [D]; a std of 0 stays one."""
+    mean, std = floats("cma_es", (mean, std))
     zeros, eye = jnp.zeros_like(mean), jnp.eye(len(mean), dtype=mean.dtype)
-    std = jnp.broadcast_to(jnp.asarray(std, mean.dtype), mean.shape)
+    std = jnp.broadcast_to(std, mean.shape)
     size = jnp.sqrt((std**2).mean())
-    axes = std / size
+    size = jnp.where(size > 0, size, 1)
+    cov = jnp.diag((std / size) ** 2)
+    axes = jnp.where(std > 0, std / size, 1)
     generation = jnp.zeros((), jnp.int32)
-    return State(mean, size, jnp.diag(axes**2), eye, axes, zeros, zeros, generation)
+    return State(mean, size, cov, eye, axes, zeros, zeros, generation)
 
 
 def ask(key: Key, state: State, num_samples: int) -> Array:
     """Samples [N, D].  Eqs. (38) to (40)."""
     z = jax.random.normal(key, (num_samples, len(state.mean)), state.mean.dtype)
-    y = (z * state.axes[None]) @ state.basis.T
+    y = jnp.where(_varies(state)[None], (z * state.axes[None]) @ state.basis.T, 0)
     return state.mean[None] + state.step_size * y
 
 
@@ -110,13 +114,15 @@ def tell(state: State, samples: Array, values: Array) -> State:
         rates.step_path, rates.mu_eff, state.step_path, whitened(step[None])[0]
     )  # Eq. (43)
     length = jnp.linalg.norm(step_path)
-    change = jnp.exp(rates.step_path / rates.damping * (length / rates.norm - 1))
+    # of as many unknowns as vary
+    norm = rates.norm * jnp.sqrt(jnp.maximum(_varies(state).mean(), 1 / size))
+    change = jnp.exp(rates.step_path / rates.damping * (length / norm - 1))
     step_size = state.step_size * jnp.minimum(change, jnp.e)  # Eq. (44)
 
     # The path waits while the step size grows fast.
     age = state.generation + 1
     settled = 1 - (1 - rates.step_path) ** (2 * age.astype(y.dtype))
-    calm = length / jnp.sqrt(settled) < (1.4 + 2 / (size + 1)) * rates.norm
+    calm = length / jnp.sqrt(settled) < (1.4 + 2 / (size + 1)) * norm
     path = _blend(rates.path, rates.mu_eff, state.path, calm * step)  # Eq. (45)
 
     # Bad samples count by their direction alone, so that `cov` stays definite.
@@ -165,6 +171,7 @@ def minimise(
     less than `tolerance`, or steps are smaller than this share of `std`; and for the
     reasons of `STATUSES`.
     """
+    mean, std = floats("cma_es.minimise", (mean, std))
     size = len(mean)
     num_samples = num_samples or default_num_samples(size)
     num_remembered = 10 + -(-30 * size // num_samples)
@@ -263,6 +270,8 @@ def cma_es(
 
     Actions beyond the limit are mirrored at it.
     """
+    plan = floats("cma_es", plan)
+    checks.finite_limit("cma_es", action_limit)
     shape = plan.mean.shape
     into = lambda x: mirrored(x, -action_limit, action_limit).reshape(shape)
     state = init(plan.mean.ravel(), plan.std.ravel())
@@ -343,8 +352,15 @@ def _blend(rate: float, mu_eff: float, path: Array, step: Array) -> Array:
     return (1 - rate) * path + math.sqrt(rate * (2 - rate) * mu_eff) * step
 
 
+def _varies(state: State) -> Array:
+    """Which unknowns, [D] bool: the others began with a std of 0."""
+    return jnp.diag(state.cov) > 0
+
+
 def _decompose(cov: Array) -> tuple[Array, Array]:
-    values, vectors = jnp.linalg.eigh(cov)
+    # an axis of 1 for what does not vary, which nothing is ever sampled along
+    still = jnp.diag(cov) == 0
+    values, vectors = jnp.linalg.eigh(cov + jnp.diag(still.astype(cov.dtype)))
     tiny = jnp.finfo(cov.dtype).tiny
     return vectors, jnp.sqrt(jnp.maximum(values, tiny))
 

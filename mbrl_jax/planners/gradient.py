@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mbrl_jax.ops import finite, sharding
+from mbrl_jax.ops import checks, finite, sharding
+from mbrl_jax.ops.floats import floats
 from mbrl_jax.types import Array, Key, Metrics, Objective, Plan
 
 
@@ -24,6 +25,8 @@ def gradient(
     the action limit, onto which actions are projected.  A gradient that is not finite
     moves nothing, a return that is not finite is worse than any other.
     """
+    plan = floats("gradient", plan)
+    checks.finite_limit("gradient", action_limit)
     optimizer = finite.skip_non_finite(optax.adam(step_size), num_samples)
     worth = lambda x: objective(x * action_limit)
     evaluate = sharding.vmap(jax.value_and_grad(worth))

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from mbrl_jax.ops import elites, finite, sharding
+from mbrl_jax.ops.floats import floats
 from mbrl_jax.ops.noise import coloured_noise
 from mbrl_jax.types import Array, Key, Metrics, Objective, Plan
 
@@ -31,6 +32,7 @@ def icem(
     where each step that is survived earns 1, the mean's wins, then those that were
     kept: fresh noise is not executed for nothing.
     """
+    plan = floats("icem", plan)
     num_kept = plan.elites.shape[0]
     mean, var, kept = plan.mean, jnp.square(plan.std), plan.elites
     # the sizes differ, so this loop cannot be a scan

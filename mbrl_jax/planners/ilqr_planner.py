@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from mbrl_jax.ops import finite, sharding
+from mbrl_jax.ops.floats import floats
 from mbrl_jax.planners.ilqr import ilqr
 from mbrl_jax.types import Array, Key, Metrics, Objective, Plan, PyTree, Simulation
 
@@ -36,6 +37,7 @@ def planner(
     task = objective
     if not isinstance(task, Simulation):
         raise TypeError("iLQR needs a types.Simulation for its objective, not a return")
+    plan = floats("ilqr_planner.planner", plan)
     noise = jax.random.normal(key, (num_samples, *plan.mean.shape), plan.mean.dtype)
     starts = plan.mean[None] + plan.std[None] * noise.at[0].set(0)
     starts = jnp.clip(starts, -action_limit, action_limit)

@@ -63,6 +63,7 @@ def make(
     Raises ValueError for a configuration that cannot be.
     """
     validate(name, config)
+    checks.finite_limit("mpc", action_limit)
     search, fields = PLANNERS[name]
     hyperparameters = {field: getattr(config, field) for field in fields}
     num_kept = config.num_kept if name == "icem" else 0

@@ -4,7 +4,10 @@ import jax
 import jax.numpy as jnp
 
 from mbrl_jax.ops import finite, sharding
+from mbrl_jax.ops.floats import floats
 from mbrl_jax.types import Array, Key, Metrics, Objective, Plan
+
+QUARTER = 0.4916  # the standard deviation of the best quarter of a standard normal
 
 
 def mppi(
@@ -20,12 +23,16 @@ def mppi(
     """Moves the mean to the average of sampled sequences, weighted by exp(return / T).
 
     Here T is `temperature` times the standard deviation of the returns, so that it has
-    no unit.  The std stays.  A return that is not finite has weight 0; if all are such,
-    the mean stays.
+    no unit: that of the normal distribution whose best quarter is spread as that of the
+    returns.  So a collision's huge cost is no more than a weight of 0, as that of a
+    return that is not finite; if all are such, the mean stays.  The std stays.
 
     Deviation: without the control cost u' cov^-1 noise in the weights; what an action
     costs is up to the reward.
     """
+
+    plan = floats("mppi", plan)
+    smallest = jnp.finfo(plan.mean.dtype).tiny
 
     def iteration(mean: Array, key: Key) -> tuple[Array, Array]:
         noise = jax.random.normal(key, (num_samples, *mean.shape), mean.dtype)
@@ -34,12 +41,24 @@ def mppi(
         returns = finite.losing(sharding.vmap(objective)(samples))  # [N]
         good = jnp.isfinite(returns)
         best = jnp.where(good.any(), returns.max(), 0.0)
-        spread = jnp.std(returns, where=good) + 1e-8
-        weight = jnp.where(good, jnp.exp((returns - best) / (temperature * spread)), 0)
-        weight = weight / jnp.maximum(weight.sum(), 1e-8)
+        behind = jnp.where(good, returns - best, -jnp.inf)  # at most 0
+        spread = temperature * _spread(behind)
+        weight = jnp.exp(behind / jnp.where(spread > 0, spread, smallest))
+        weight = weight / jnp.maximum(weight.sum(), 1)  # at least one is 1
         moved = (weight[:, None, None] * samples).sum(axis=0)
         return jnp.where(good.any(), moved, mean), best
 
     keys = jax.random.split(key, num_iterations)
     mean, best = jax.lax.scan(iteration, plan.mean, keys)
     return plan._replace(mean=mean, actions=mean), {"plan/return": best[-1]}
+
+
+def _spread(behind: Array) -> Array:
+    """The standard deviation [] of values [N], as their best quarter shows it."""
+    number = max(2, -(-len(behind) // 4))
+    best, _ = jax.lax.top_k(behind, min(number, len(behind)))
+    good = jnp.isfinite(best)
+    # in units of the last of them, whose square neither overflows nor vanishes
+    last = jnp.abs(jnp.where(good, best, 0)).max()
+    scaled = jnp.where(good, best / jnp.where(last > 0, last, 1), 0)
+    return last * jnp.std(scaled, where=good) / QUARTER

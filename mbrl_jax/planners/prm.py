@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from mbrl_jax.ops import obstacles, paths
+from mbrl_jax.ops.floats import floats
 from mbrl_jax.types import Array, Key
 
 ROWS_AT_ONCE = 256  # of the table of distances: bounds the memory
@@ -56,6 +57,7 @@ def prm(
 
     `num_samples` are drawn within the bounds, `radius` is the longest edge.
     """
+    start, goal = floats("prm", (start, goal))
     samples = jax.random.uniform(
         key,
         (num_samples, len(start)),
@@ -85,10 +87,11 @@ def prm_star(
 ) -> Search:
     """`prm` whose path becomes shortest with ever more samples.
 
-    For n samples the radius is gamma (log n / n)^(1/D); gamma is `radius_factor` times
+    For n nodes, start and goal among them, the radius is gamma (log n / n)^(1/D);
+    gamma is `radius_factor` times
     the bound of their Theorem 34.
     """
-    size, n = len(start), num_samples
+    size, n = len(start), num_samples + 2
     shrinking = 2 * ((1 + 1 / size) * jnp.log(n) / n) ** (1 / size)
     return prm(
         key,

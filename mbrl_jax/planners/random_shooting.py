@@ -3,7 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from mbrl_jax.ops import finite, sharding
+from mbrl_jax.ops import checks, finite, sharding
+from mbrl_jax.ops.floats import floats
 from mbrl_jax.types import Array, Key, Metrics, Objective, Plan
 
 
@@ -19,6 +20,8 @@ def random_shooting(
 
     Only the shape of `plan` matters.
     """
+    plan = floats("random_shooting", plan)
+    checks.finite_limit("random_shooting", action_limit)
     samples = jax.random.uniform(
         key,
         (num_samples, *plan.mean.shape),

@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 
 from mbrl_jax.ops import obstacles, paths
+from mbrl_jax.ops.floats import floats
 from mbrl_jax.types import Array, Key
 
 
@@ -63,6 +64,7 @@ def rrt(
 
     `step` is the longest edge, `goal_bias` the chance that a target is the goal.
     """
+    start, goal = floats("rrt", (start, goal))
     target = lambda key, tree: _target(key, space, goal, tree, goal_bias)
     going_on = lambda tree: tree.goal < 0
     return _search(key, space, start, goal, num_samples, step, target, _add, going_on)
@@ -86,6 +88,7 @@ def rrt_star(
     gamma is `radius_factor` times the bound of their Theorem 38.  `num_neighbours`
     bounds the work per sample.  Otherwise as `rrt`.
     """
+    start, goal = floats("rrt_star", (start, goal))
     size = len(start)
     gamma = radius_factor * (2 * (1 + 1 / size)) ** (1 / size)
     gamma = gamma * obstacles.ball_radius(space)

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from mbrl_jax import distributions
 from mbrl_jax.distributions import Family
-from mbrl_jax.ops import checks, normalize
+from mbrl_jax.ops import checks, finite, normalize
 from mbrl_jax.ops.normalize import Statistics
 from mbrl_jax.types import Array, Env, Key, Learner, Metrics, Params, Policy, PyTree
 
@@ -206,6 +206,6 @@ def unroll(
 
 
 def normalise_obs(stats: Statistics, obs: Array) -> Array:
-    """Normalised; 0 in place of what is not finite, so that one never acts on that."""
-    seen = (obs - stats.mean) / stats.std
-    return jnp.where(jnp.isfinite(seen), seen, 0)
+    """Normalised; 0 in place of what is not finite, or next to it, so that one never
+    acts on that."""
+    return jnp.where(finite.moderate(obs), (obs - stats.mean) / stats.std, 0)

@@ -65,7 +65,7 @@ def gae_samples(
 
     def one(window: Window) -> Samples:
         data, valid = window.transitions, window.valid
-        valid = valid & finite.all_finite(data, num_batch_axes=1)
+        valid = valid & finite.usable(data, num_batch_axes=1)
         obs, next_obs = map(
             jax.vmap(partial(normalise_obs, stats)), (data.obs, data.next_obs)
         )

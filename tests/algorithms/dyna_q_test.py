@@ -474,6 +474,12 @@ def test_what_cannot_be(change: dict, message: str):
         dyna_q.make(MAZE, config)
 
 
+def test_an_environment_that_is_not_finite_is_refused():
+    message = "finite worlds: observations of cartpole are not one-hot"
+    with pytest.raises(ValueError, match=message):
+        dyna_q.make(envs.make("cartpole"))
+
+
 def test_the_model_is_what_happened_last():
     """The same steps, written one by one."""
     config = dyna_q.Config(interval=1, num_planning=0)

@@ -95,3 +95,25 @@ def test_a_fault_in_one_environment_is_counted_and_changes_nothing_else(bad, whe
     assert after.states.time[2] == 0  # it starts anew
     assert not np.allclose(gradient, clean_gradient)
     assert int(windows.metrics(after)["gradient/num_non_finite"]) == 1
+
+
+@pytest.mark.parametrize("bad", [np.nan, 1e30])
+def test_a_fault_shown_last_leaves_the_window_out(bad):
+    """Neither the return nor the gradient of this window saw it; the next one would."""
+    state = windows.init(jax.random.key(0), ENV, N)
+    hit = np.array([False, True, False, False])
+
+    def step(env_state: EnvState, action: Array) -> EnvState:
+        after = ENV.step(env_state, action)
+        late = (after.time == H) & marked(after)
+        return after._replace(obs=jnp.where(late, bad, after.obs))
+
+    ends = run(ENV, state)[1].final.obs
+    marked = lambda after: jnp.allclose(after.obs, ends[1], rtol=1e-4)
+    _, _, valid, after = run(ENV._replace(step=step), state)
+    np.testing.assert_array_equal(valid, ~hit)
+    assert after.num_broken == 1
+    assert after.env_steps == (N - 1) * H
+    assert jnp.isfinite(after.states.obs).all()
+    assert jnp.abs(after.obs.mean).max() < 100
+    np.testing.assert_array_equal(after.states.time == 0, hit)

@@ -140,3 +140,10 @@ def test_zeroed_rows():
     found = finite.zeroed(jnp.array([True, False]), tree)
     np.testing.assert_array_equal(found["a"], [[0, 0], [2, 3]])
     np.testing.assert_array_equal(found["b"], [0, 5])
+
+
+def test_what_statistics_of_it_overflow_is_not_usable():
+    x = jnp.array([1.0, -1e14, 1e16, -1e30, jnp.inf, jnp.nan])
+    np.testing.assert_array_equal(finite.moderate(x), [1, 1, 0, 0, 0, 0])
+    tree = {"obs": jnp.stack([x, jnp.zeros(6)], axis=1), "number": jnp.arange(6)}
+    np.testing.assert_array_equal(finite.usable(tree, 1), [1, 1, 0, 0, 0, 0])

@@ -121,3 +121,13 @@ def test_a_network_in_other_units_is_the_same_function():
     expected = of(net, old, out, x)
     np.testing.assert_allclose(of(folded, new, new_out, x), expected, rtol=1e-4)
     assert jax.tree.structure(folded) == jax.tree.structure(net)
+
+
+@pytest.mark.parametrize("unit", [1e-25, 1e-9, 1e9, 1e25])
+def test_a_small_unit_is_not_taken_for_constant(unit: float):
+    x = jnp.asarray(X * unit)
+    std = normalize.statistics(x, jnp.asarray(VALID)).std
+    np.testing.assert_allclose(std / unit, X[VALID].std(axis=0), rtol=1e-5)
+    if 1e-12 < unit < 1e12:  # running squares are of that unit squared
+        running = normalize.update(normalize.running_stats(3), x, jnp.asarray(VALID))
+        np.testing.assert_allclose(normalize.so_far(running).std, std, rtol=1e-5)

@@ -291,3 +291,17 @@ def test_bounds(found):
 def test_too_few_samples():
     with pytest.raises(ValueError, match="num_samples is 3"):
         cma_es.minimise(jax.random.key(0), sphere, jnp.ones(2), 1.0, num_samples=3)
+
+
+def test_what_begins_without_a_spread_stays():
+    """And the others are found as if it were not there."""
+    mean, std = np.array([1.0, 2.0, 0.5]), np.array([0.5, 0.0, 0.2])
+    objective = lambda x: ((x - np.array([0.0, 1.0, 3.0])) ** 2).sum()
+    search = jax.jit(
+        lambda std: cma_es.minimise(jax.random.key(0), objective, mean, std)
+    )
+    found = search(std)
+    np.testing.assert_allclose(found.x, [0, 2, 3], atol=1e-4)
+    assert found.x[1] == 2
+    still = search(0 * std)
+    np.testing.assert_array_equal(still.x, mean)

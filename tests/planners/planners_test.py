@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 from mbrl_jax.envs import linear_quadratic
 from mbrl_jax.ops import sharding
@@ -250,19 +251,25 @@ def test_random_shooting_is_as_good_as_the_best_of_its_samples(num: int):
     assert jnp.abs(error) < 5 * found.std() / len(keys) ** 0.5
 
 
-def test_cem_narrows_its_search_near_the_limit():
-    """Two standard deviations of the normal fit between mean and limit.
-
-    A normal truncated there has 0.774 of the variance.
-    """
+def test_cem_searches_within_the_limit():
+    """From a normal truncated there, its centre 1.5 standard deviations within."""
     start = plan(np.array([[0.8], [-0.9], [0.0]]), std=0.3)
     num: Any = {"num_samples": 10_000, "num_elites": 10_000, "num_iterations": 1}
     search = partial(cem, action_limit=1.0, momentum=0.0, **num)
     nothing = lambda actions: jnp.zeros(())
     found, _ = jax.jit(lambda x: search(jax.random.key(0), nothing, x))(start)
-    expected = 0.774**0.5 * np.array([[0.1], [0.05], [0.3]])
-    np.testing.assert_allclose(found.std, expected, rtol=0.03)
-    np.testing.assert_allclose(found.mean, start.mean, atol=0.015)
+    low, high = np.array([[-2.0], [-1.5], [-2.0]]), np.array([[1.5], [2.0], [2.0]])
+    centre = np.array([[0.55], [-0.55], [0.0]])
+    expected = scipy.stats.truncnorm(low, high, centre, 0.3)
+    np.testing.assert_allclose(found.std, expected.std(), rtol=0.03)
+    np.testing.assert_allclose(found.mean, expected.mean(), atol=0.015)
+
+
+def test_cem_leaves_a_limit():
+    """From a mean there, in one search; the optimum is three deviations away."""
+    start, goal = plan(np.ones((5, 1)), std=0.5), np.full((5, 1), -0.5)
+    found, _ = searcher("cem", sphere)(jax.random.key(0), start, 1.0, Problem(goal))
+    np.testing.assert_allclose(found.actions, goal, atol=0.1)
 
 
 def test_icem_is_as_good_as_what_it_kept():
@@ -350,3 +357,38 @@ def test_mppi_does_not_care_for_the_unit_of_the_return():
     one, other = mppi_once(0.5)[0], mppi_once(0.5, unit=100.0, offset=7.0)[0]
     np.testing.assert_allclose(one.mean, other.mean, atol=1e-4)
     assert jnp.abs(one.mean).max() > 0.05
+
+
+@jax.jit
+def _mppi_with_collisions(penalty: Array) -> Array:
+    """Nine in twenty of the sequences collide."""
+    worth = sphere(Problem(TARGET))
+    objective = lambda x: worth(x) - jnp.where(x[0, 0] < -0.06, penalty, 0.0)
+    search = partial(mppi, action_limit=1.0, num_samples=1000, num_iterations=1)
+    start = jax.tree.map(jnp.asarray, START)
+    return search(jax.random.key(0), objective, start, temperature=0.5)[0].mean
+
+
+def test_mppi_does_not_care_how_bad_the_worst_are():
+    right = _mppi_with_collisions(np.inf)
+    for penalty in (1e3, 1e20, 1e300):
+        np.testing.assert_allclose(_mppi_with_collisions(penalty), right, rtol=1e-6)
+
+
+def test_mppi_does_not_care_for_tiny_units():
+    one, other = mppi_once(0.5)[0], mppi_once(0.5, unit=1e-12)[0]
+    np.testing.assert_allclose(one.mean, other.mean, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["random_shooting", "cma_es", "gradient"])
+def test_actions_without_a_limit_are_refused(name: str):
+    with pytest.raises(ValueError, match=f"{name}: action_limit is inf"):
+        PLANNERS[name](jax.random.key(0), jnp.sum, START, action_limit=np.inf)
+
+
+@each
+def test_whole_numbers_are_a_start_too(name: str):
+    start = jax.tree.map(lambda x: np.round(x).astype(int), START)
+    search = lambda key: PLANNERS[name](key, jnp.sum, start, action_limit=1.0)[0]
+    found = jax.eval_shape(search, jax.random.key(0))
+    assert {x.dtype for x in jax.tree.leaves(found)} == {jnp.dtype(float)}

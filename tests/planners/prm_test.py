@@ -170,3 +170,12 @@ def arm_gap(angles: np.ndarray) -> float:
         (np.hypot(points[:, 0] - x, points[:, 1] - y) - radius).min()
         for x, y, radius in DISCS
     )
+
+
+def test_one_sample_has_a_radius_too():
+    """And a start and a goal in NumPy's float64 are those of floats here."""
+    space = obstacles.point(obstacles.shapes(), LOW, HIGH)
+    start, goal = np.array([4.0, 5.0]), np.array([6.0, 5.0])
+    found = prm.prm_star(jax.random.key(0), space, start, goal, num_samples=1)
+    assert found.status == paths.FOUND
+    np.testing.assert_allclose(found.path.cost, 2, rtol=1e-6)
