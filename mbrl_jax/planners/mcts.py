@@ -22,6 +22,9 @@ Continuous actions: every state of the tree has K of its own, drawn by a proposa
 widening (Couetoux et al., "Continuous upper confidence trees", 2011) lets the first
 widening_factor N^widening_exponent of them be tried in N visits of the state.
 
+A step whose reward, or the value after it, is not finite is worse than any other: its
+action is not tried again, and backs up what its state was worth before.
+
 Two players: a negative discount, and values as the player to move sees them.
 
 A back-up by mctx passes over the whole tree, so the time grows with the square of
@@ -61,6 +64,17 @@ class SearchModel(NamedTuple):
     value: Value  # for the player to move; may be a sample
 
 
+Model = SearchModel
+
+
+class _Place(NamedTuple):
+    """What the tree holds of a node."""
+
+    state: PyTree
+    value: Array  # [] when it was expanded
+    lost: Array  # [] bool, the step there was not finite: nothing is known of it
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Hyperparameters.  A float may be traced, as under vmap; an int fixes a shape."""
@@ -86,7 +100,7 @@ class Result(NamedTuple):
     action: Array  # [] int32
     weights: Array  # [A] a better policy, to learn from: shares of the visits
     visits: Array  # [A]
-    q_values: Array  # [A], 0 without a visit
+    q_values: Array  # [A], 0 without a visit, -inf where a return was not finite
     value: Array  # []
 
 
@@ -104,16 +118,23 @@ def search(key: Key, model: SearchModel, state: PyTree, config: Config) -> Resul
     # mctx works on batches: here, of one
     root_key, key = jax.random.split(key)
     states = jax.tree.map(lambda x: jnp.asarray(x)[None], state)
+    value = _value(model, root_key, state)
+    value = jnp.where(jnp.isfinite(value), value, 0)[None]
     root = mctx.RootFnOutput(
         prior_logits=_joint_logits(model, state)[None],
-        value=model.value(root_key, state)[None],
-        embedding=states,
+        value=value,
+        embedding=_Place(states, value, jnp.zeros(1, bool)),
     )
     find = _by_gumbel if config.rule == "gumbel" else _by_score
     action, weights, tree = find(key, model, root, config, chances.shape)
     visits, q_values = _statistics(tree, 0, chances.shape)
-    shares = visits / visits.sum() if weights is None else weights
-    return Result(action, shares, visits, q_values, tree.node_values[0])
+    lost = _lost(tree, 0).reshape(chances.shape).any(axis=1)
+    if weights is None:
+        sound = jnp.where(lost & ~lost.all(), 0, visits)
+        sound = jnp.where(sound.any(), sound, visits)
+        weights = sound / sound.sum()
+    q_values = jnp.where(lost, -jnp.inf, q_values)
+    return Result(action, weights, visits, q_values, tree.node_values[0])
 
 
 def validate(config: Config) -> None:
@@ -143,6 +164,7 @@ def _by_gumbel(
         config.num_simulations,
         invalid_actions=root.prior_logits <= NEVER,
         max_depth=config.max_depth or None,
+        qtransform=_completed,
         gumbel_scale=config.gumbel_scale,
     )
     return found.action[0], found.action_weights[0], _first(found.search_tree)
@@ -169,57 +191,97 @@ def _by_score(
         )
     )
     visits, q_values = _statistics(tree, 0, shape)
-    best = jnp.where(visits == visits.max(), q_values, -jnp.inf)
+    lost = _lost(tree, 0).reshape(shape).any(axis=1)
+    # rather untried than lost, and rather lost than impossible
+    count = jnp.where(_possible(tree, 0, shape), jnp.where(lost, -1, visits), -2)
+    best = jnp.where(count == count.max(), q_values, -jnp.inf)
     return best.argmax().astype(jnp.int32), None, tree
 
 
 def _expand(model: SearchModel, num_outcomes: int) -> Callable[..., Any]:
-    def one(key: Key, edge: Array, state: PyTree) -> tuple[Any, PyTree]:
+    def one(key: Key, edge: Array, place: _Place) -> tuple[Any, _Place]:
         step_key, value_key = jax.random.split(key)
         action, outcome = jnp.divmod(edge, num_outcomes)
-        state, reward, discount = model.step(step_key, state, action, outcome)
-        value = model.value(value_key, state)
+        before = place.state
+        state, reward, discount = model.step(step_key, before, action, outcome)
+        value = _value(model, value_key, state)
+        lost = ~(jnp.isfinite(reward) & jnp.isfinite(discount) & jnp.isfinite(value))
+        sound = lambda x, instead: jnp.where(lost, instead, x).astype(value.dtype)
+        state = jax.tree.map(lambda x, y: jnp.where(lost, x, y), before, state)
+        value = sound(value, 0)
         output = mctx.RecurrentFnOutput(
-            reward=reward.astype(value.dtype),
-            discount=discount.astype(value.dtype),
+            reward=sound(reward, place.value),
+            discount=sound(discount, 0),
             prior_logits=_joint_logits(model, state),
             value=value,
         )
-        return output, state
+        return output, _Place(state, value, lost)
 
-    def every(_: Any, key: Key, edges: Array, states: PyTree) -> tuple[Any, PyTree]:
-        return jax.vmap(one)(jax.random.split(key, len(edges)), edges, states)
+    def every(_: Any, key: Key, edges: Array, places: _Place) -> tuple[Any, _Place]:
+        return jax.vmap(one)(jax.random.split(key, len(edges)), edges, places)
 
     return every
 
 
+def _value(model: SearchModel, key: Key, state: PyTree) -> Array:
+    """In a float type: rewards are counted in that of the value."""
+    value = model.value(key, state)
+    return jnp.asarray(value, jnp.result_type(value, float))
+
+
 def _joint_logits(model: SearchModel, state: PyTree) -> Array:
     """Log-probabilities of the edges, [A C]; `NEVER` for what cannot be."""
-    actions = jax.nn.log_softmax(jnp.maximum(model.logits(state), NEVER))
+    logits = jnp.nan_to_num(model.logits(state), nan=NEVER)
+    actions = jax.nn.log_softmax(jnp.maximum(logits, NEVER))
     return jnp.maximum(actions[:, None] + model.chances(state), NEVER).reshape(-1)
 
 
 def _select(tree: Any, node: Array, config: Config, shape: tuple[int, ...]) -> Array:
     """The edge to go on by."""
     visits, q_values = _statistics(tree, node, shape)
-    chances = jnp.exp(tree.children_prior_logits[node]).reshape(shape)  # jointly
-    prior, tried, total = chances.sum(axis=1), visits > 0, visits.sum()
+    logits = tree.children_prior_logits[node].reshape(shape)  # jointly
+    prior, tried, total = jnp.exp(logits).sum(axis=1), visits > 0, visits.sum()
+    lost = _lost(tree, node).reshape(shape).any(axis=1)
     if config.rule == "uct":
         width = jnp.sqrt(jnp.log(jnp.maximum(total, 1)) / jnp.maximum(visits, 1))
         score = jnp.where(tried, q_values + config.exploration * width, jnp.inf)
     else:
-        known = jnp.where(tried, q_values, tree.node_values[node])
+        known = jnp.where(tried & ~lost, q_values, tree.node_values[node])
         low = jnp.minimum(known.min(), tree.node_values[node])
         spread = jnp.maximum(known.max(), tree.node_values[node]) - low
-        scaled = jnp.where(tried, (q_values - low) / jnp.maximum(spread, 1e-8), 0)
+        spread = jnp.where(spread > 0, spread, 1)
+        scaled = jnp.where(tried, (q_values - low) / spread, 0)
         score = scaled + config.exploration * prior * jnp.sqrt(total + 1) / (1 + visits)
-    possible = prior > 0
+    possible = _possible(tree, node, shape)
+    # where all are lost, it makes no difference
+    possible &= ~lost | (lost | ~possible).all()
     room = config.widening_factor * (total + 1.0) ** config.widening_exponent
     allowed = possible & (jnp.cumsum(possible) - 1 < room)
     action = jnp.where(allowed, score, -jnp.inf).argmax()
+    chances = jax.nn.softmax(logits[action])
     edge_visits = tree.children_visits[node].reshape(shape)[action]
-    edge = action * shape[1] + (chances[action] / (edge_visits + 1)).argmax()
+    edge = action * shape[1] + (chances / (edge_visits + 1)).argmax()
     return edge.astype(jnp.int32)
+
+
+def _possible(tree: Any, node: Array | int, shape: tuple[int, ...]) -> Array:
+    """Which actions can be, [A] bool, however unlikely."""
+    logits = tree.children_prior_logits[node].reshape(shape)
+    return (logits > NEVER / 2).any(axis=1)
+
+
+def _lost(tree: Any, node: Array | int) -> Array:
+    """Which edges of a node led to nothing finite, [A C] bool."""
+    child = tree.children_index[node]
+    return (child >= 0) & tree.embeddings.lost[child]
+
+
+def _completed(tree: Any, node: Array) -> Array:
+    """The scaled values of actions that gumbel goes by, in any unit."""
+    values = mctx.qtransform_completed_by_mix_value(
+        tree, node, epsilon=float(jnp.finfo(tree.node_values.dtype).tiny)
+    )
+    return jnp.where(_lost(tree, node), NEVER, values)
 
 
 def _statistics(

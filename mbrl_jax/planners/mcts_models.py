@@ -187,7 +187,10 @@ def rollouts(
     draw: Callable[[Key, PyTree], tuple[Array, Array]],
     config: Config,
 ) -> Value:
-    """The mean return of `num_rollouts` of actions and outcomes that `draw` makes."""
+    """The mean return of `num_rollouts` of actions and outcomes that `draw` makes.
+
+    Of those that are finite; NaN if none is.
+    """
 
     def one(key: Key, state: PyTree) -> Array:
         def advance(carry: tuple, key: Key) -> tuple[tuple, None]:
@@ -203,7 +206,8 @@ def rollouts(
 
     def mean(key: Key, state: PyTree) -> Array:
         keys = jax.random.split(key, config.num_rollouts)
-        return jax.vmap(one, (0, None))(keys, state).mean()
+        returns = jax.vmap(one, (0, None))(keys, state)
+        return jnp.mean(returns, where=jnp.isfinite(returns))
 
     return mean
 

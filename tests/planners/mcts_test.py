@@ -1,4 +1,5 @@
 import math
+from functools import cache
 from typing import Any
 
 import jax
@@ -325,6 +326,67 @@ def test_perfect_play_from_50_random_positions():
     results = play_out(boards, choose, seed=1)
     assert results == [minimax.value(board) for board in boards]
     assert len(set(results)) == 3
+
+
+@cache
+def broken_search(rule: str):
+    """Rewards [A] now and [A, A] of the second step, after which all ends; negative."""
+    config = mcts.Config(rule=rule, num_simulations=40, exploration=3.0)
+
+    @jax.jit
+    def search(first: Array, second: Array) -> mcts.Result:
+        def step(key: Key, state: Array, action: Array, outcome: Array):
+            later = jnp.where(state < 4, second[state - 1, action], 0.0)
+            reward = jnp.where(state == 0, first[action], later)
+            after = jnp.where(state == 0, action + 1, 4).astype(jnp.int32)
+            return after, reward, jnp.where(state == 0, 1.0, 0.0)
+
+        model = mcts.SearchModel(
+            step,
+            lambda state: jnp.zeros(3),
+            lambda state: jnp.zeros((3, 1)),
+            lambda key, state: jnp.zeros((), int) - 20,
+        )
+        return mcts.search(KEY, model, jnp.zeros((), jnp.int32), config)
+
+    return search
+
+
+@pytest.mark.parametrize("bad", [np.nan, -np.inf, np.inf])
+@pytest.mark.parametrize("rule", mcts.RULES)
+def test_what_is_not_finite_loses(rule: str, bad: float):
+    """At once, or where one of the second actions of what is best is not."""
+    search = broken_search(rule)
+    first, second = np.array([-9.5, -9.0, -5.5]), np.full((3, 3), -10.0)
+    second[2, 0] = bad
+    result = search(first, second)
+    assert result.action == 2
+    np.testing.assert_allclose(result.q_values[2], -15.5, atol=2)
+    first[2] = bad
+    result = search(first, second)
+    assert result.action == 1
+    assert result.weights[2] == 0
+    assert result.q_values[2] == -np.inf
+    np.testing.assert_allclose(result.weights.sum(), 1, rtol=1e-5)
+    result = search(np.full(3, bad), second)
+    assert jnp.isfinite(result.weights).all()
+
+
+def test_uct_tries_what_is_unlikely():
+    """It has no prior: what can be is tried, however small its probability."""
+    step = lambda key, state, action, outcome: (
+        state, jnp.array([0.0, 1.0])[action], jnp.zeros(())
+    )  # fmt: skip
+    model = mcts.SearchModel(
+        step,
+        lambda state: jnp.array([0.0, -300.0]),
+        lambda state: jnp.zeros((2, 1)),
+        lambda key, state: jnp.zeros(()),
+    )
+    config = mcts.Config(rule="uct", num_simulations=10)
+    result = jax.jit(lambda: mcts.search(KEY, model, jnp.zeros(()), config))()
+    assert result.action == 1
+    assert result.visits[1] > 5
 
 
 @pytest.mark.parametrize("rule", mcts.RULES)
