@@ -46,8 +46,10 @@ def insert(replay: Replay, transitions: Transition, valid: Array) -> Replay:
     A transition that is not finite, as of a simulator that blew up, or next to that
     (`finite.usable`), is left out; the numbers of its neighbours tell that they do not
     follow each other.
-    Raises ValueError if T exceeds the capacity.
+    Raises ValueError if T exceeds the capacity, and TypeError for complex numbers.
     """
+    if any(jnp.iscomplexobj(x) for x in jax.tree.leaves(transitions)):
+        raise TypeError("replay.insert takes real numbers, not complex ones")
     if valid.shape[0] > replay.capacity:
         raise ValueError(
             f"{valid.shape[0]} transitions do not fit a capacity of {replay.capacity}"

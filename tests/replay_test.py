@@ -154,3 +154,19 @@ def test_a_sample_of_the_newest_is_uniform_over_them(num: int, newest: int):
     size = min(num, CAPACITY, newest)
     np.testing.assert_array_equal(ids, np.arange(num - size, num))
     np.testing.assert_allclose(counts, 2000 / size, atol=5 * (2000 / size) ** 0.5)
+
+
+@pytest.mark.parametrize("bad", [np.nan, -np.inf, 1e30])
+def test_a_row_that_statistics_would_not_survive_is_left_out(bad: float):
+    rows = numbered(np.arange(ROWS))
+    rows = rows._replace(obs=np.where(np.arange(ROWS)[:, None] == 2, bad, rows.obs))
+    found = insert(replay.init(2, 1, CAPACITY), rows, np.ones(ROWS, bool))
+    np.testing.assert_array_equal(stored(found).action[:, 0], [0, 1, 3])
+
+
+def test_complex_numbers_are_refused():
+    rows = numbered(np.arange(ROWS))
+    with pytest.raises(TypeError, match=r"replay\.insert takes real numbers"):
+        insert(
+            replay.init(2, 1, CAPACITY), rows._replace(obs=1j * rows.obs), rows.terminal
+        )

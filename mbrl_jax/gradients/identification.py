@@ -38,6 +38,7 @@ import optax
 from mbrl_jax.envs import systems
 from mbrl_jax.envs.systems import ParametricSystem, Values
 from mbrl_jax.ops import least_squares
+from mbrl_jax.ops.floats import floats
 from mbrl_jax.types import Array, PyTree
 
 Z = 1.959964  # of the normal distribution, 95 % lie within
@@ -73,6 +74,7 @@ def windows(
     They have no observation in common or, if `shared`, each starts with the last one of
     the window before.  What does not fill a window at the end is dropped.
     """
+    obs, action = floats("identification.windows", (obs, action))
     num_steps = action.shape[1]
     if obs.shape[:2] != (action.shape[0], num_steps + 1):
         raise ValueError(

@@ -234,6 +234,8 @@ def validate(config: Config) -> None:
             f"weight_decay has {len(config.weight_decay)} entries, must have 1, or one "
             f"for each of the {num_layers} layers"
         )
+    if any(isinstance(x, int | float) and not x >= 0 for x in config.weight_decay):
+        raise ValueError(f"weight_decay is {config.weight_decay}, must be at least 0")
 
 
 def _penalty(params: Params, config: Config) -> Array:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from mbrl_jax import replay
 from mbrl_jax.ops import definite, finite, normalize
+from mbrl_jax.ops.floats import floats
 from mbrl_jax.replay import Replay
 from mbrl_jax.types import Array, Gaussian, Transition
 
@@ -42,7 +43,8 @@ def fit(episodes: Episodes, strength: float | Array) -> Dynamics:
     in the notation of Levine and Abbeel, m = n_0 = strength, which must be positive.
     Rows that are not finite do not count.
     """
-    obs, action, next_obs, valid = episodes
+    obs, action, next_obs = floats("linear_gaussian.fit", episodes[:3])
+    valid = episodes.valid
     size, num_inputs = obs.shape[-1], obs.shape[-1] + action.shape[-1]
     # changes instead of x': the same up to rounding, and that is much less
     rows = jnp.concatenate([obs, action, next_obs - obs], axis=-1)  # [N, T, D]

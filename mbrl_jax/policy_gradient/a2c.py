@@ -85,6 +85,6 @@ def make(net: ActorCritic, config: Config) -> Learner:
 
 def validate(config: Config) -> None:
     """Raises ValueError, naming the field, for what cannot be."""
-    checks.at_least(config, 0, "entropy_weight", "decay_steps")
+    checks.at_least(config, 0, "entropy_weight", "value_weight", "decay_steps")
     checks.positive(config, "learning_rate", "max_norm")
     checks.within(config, 0, 1, "discount", "gae_lambda", "square_decay")

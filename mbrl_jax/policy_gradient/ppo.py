@@ -169,6 +169,8 @@ def validate(config: Config) -> None:
     """Raises ValueError, naming the field, for what cannot be."""
     checks.one_of(config, "objective", OBJECTIVES)
     checks.at_least(config, 1, "num_epochs", "num_minibatches", "rate_factor")
-    checks.at_least(config, 0, "entropy_weight", "value_clip", "decay_steps")
+    checks.at_least(
+        config, 0, "entropy_weight", "value_weight", "value_clip", "decay_steps"
+    )
     checks.positive(config, "learning_rate", "max_norm", "clip", "target_kl")
     checks.within(config, 0, 1, "discount", "gae_lambda")

@@ -434,6 +434,7 @@ def test_a_fit_keeps_the_types_of_the_state(x64: bool):
         ({"hidden_sizes": ()}, r"hidden_sizes is \(\)"),
         ({"hidden_sizes": (8, 0)}, r"hidden_sizes is \(8, 0\)"),
         ({"weight_decay": (0.1, 0.1)}, "weight_decay has 2 entries, .* 3 layers"),
+        ({"weight_decay": (-0.1,)}, r"weight_decay is \(-0.1,\), must be at least 0"),
         ({"max_holdout": -1}, "max_holdout is -1"),
         ({"holdout_fraction": 1.1}, "holdout_fraction is 1.1"),
         ({"learning_rate": -0.1}, "learning_rate is -0.1, must be positive"),

@@ -267,3 +267,16 @@ def test_what_was_left_out_hides_the_rest_of_its_episode_alone():
             [[110, 111, 112, 113, 114], [100, 101, 102, 103, -1], [-1] * 5],
         ],
     )
+
+
+def test_the_unit_of_the_actions_makes_no_difference():
+    data = several(20, 1)
+    plain = linear_gaussian.fit(data, 1.0)
+    small = linear_gaussian.fit(data._replace(action=1e-9 * data.action), 1.0)
+    size = data.obs.shape[-1]
+    np.testing.assert_allclose(
+        1e-9 * small.F[..., size:], plain.F[..., size:], rtol=1e-4
+    )
+    np.testing.assert_allclose(small.F[..., :size], plain.F[..., :size], rtol=1e-4)
+    with pytest.raises(TypeError, match=r"linear_gaussian\.fit takes real numbers"):
+        linear_gaussian.fit(data._replace(obs=1j * data.obs), 1.0)

@@ -108,6 +108,7 @@ def test_the_bonus_is_the_gradient_of_the_entropy(tabular):
         ({"gae_lambda": 1.5}, "gae_lambda is 1.5"),
         ({"square_decay": -0.1}, "square_decay is -0.1"),
         ({"entropy_weight": -1.0}, "entropy_weight is -1.0"),
+        ({"value_weight": -1.0}, "value_weight is -1.0"),
         ({"max_norm": 0.0}, "max_norm is 0.0"),
     ],
 )
