@@ -239,3 +239,23 @@ def test_what_cannot_be(name: str, change: dict[str, Any], message: str):
 def test_what_a_planner_does_not_read_may_be(name: str):
     mpc.validate(name, mpc.Config(num_samples=8, num_elites=9, num_kept=99))
     mpc.validate("icem", mpc.Config(**(GOOD | {"num_kept": 0})))
+
+
+def test_ilqr_of_a_float32_state_keeps_the_memory_of_a_float64_plan():
+    def step(x: jax.Array, a: jax.Array) -> tuple[jax.Array, jax.Array]:
+        y = x + 0.1 * a.sum().astype(x.dtype)
+        return y, -((y - 1) ** 2)
+
+    with jax.enable_x64(True):
+        config = mpc.Config(horizon=3, num_samples=8, num_iterations=1)
+        objective = lambda key, x: Simulation(x, step)
+        policy = mpc.make("ilqr", config, 1, 1.0, objective)
+        x, memory = jnp.zeros((), jnp.float32), policy.init()
+        after = jax.eval_shape(policy.act, jax.random.key(0), x, memory)[1]
+        assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, memory)
+        assert after.plan.mean.dtype == memory.plan.mean.dtype == jnp.float64
+
+
+def test_actions_without_a_limit_are_refused():
+    with pytest.raises(ValueError, match="mpc: action_limit is inf, must be finite"):
+        mpc.make("cem", mpc.Config(), 1, jnp.inf, lambda key, obs: jnp.sum)
