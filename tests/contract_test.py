@@ -609,12 +609,14 @@ def batch_of(name: str) -> tuple[PyTree, Metrics]:
 
 
 def with_faults(env: Env, faulty: Array) -> Env:
-    """Shows NaN at the second step of every episode and pays inf at the third."""
+    """Shows 1e30 at the first step of every episode, then NaN, and then pays inf."""
 
     def step(env_state: EnvState, action: Array) -> EnvState:
         after = env.step(env_state, action)
         blind, rich = faulty & (after.time == 2), faulty & (after.time == 3)
-        spoil = lambda x: jnp.where(blind, jnp.nan, x) if is_float(x) else x
+        bad = jnp.where(blind, jnp.nan, 1e30)
+        wrong = blind | (faulty & (after.time == 1))
+        spoil = lambda x: jnp.where(wrong, bad, x) if is_float(x) else x
         return after._replace(
             obs=jax.tree.map(spoil, after.obs),
             reward=jnp.where(rich, jnp.inf, after.reward),
