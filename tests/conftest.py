@@ -22,6 +22,8 @@ CACHE = Path(__file__).parents[1] / ".cache" / f"jaxlib-{jaxlib.__version__}"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 os.environ.setdefault("XLA_FLAGS", compiling.QUICKLY)
+# On busy cores the threads of LAPACK wait for each other, and burn 60 times the time.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import jax  # noqa: E402
 
