@@ -59,6 +59,7 @@ def test_the_peer_has_the_same_problem(problem, tmp_path, monkeypatch):
     assert found["trajax"]["ratio"] == pytest.approx(each[0] / each[1])
 
 
+@pytest.mark.slow
 def test_a_batch_of_starts(problem, monkeypatch):
     monkeypatch.setattr(ilqr, "BATCH", 3)
     monkeypatch.setattr(ilqr, "BATCH_REPEATS", 1)

@@ -21,6 +21,7 @@ def test_every_edit_can_be_made_and_has_its_tests(mutant: Mutant):
         assert name.partition("[")[0] in (mutants.ROOT / file).read_text()
 
 
+@pytest.mark.slow
 def test_an_edit_is_caught_or_survives_in_a_copy_alone(tmp_path: Path):
     code, test = tmp_path / "code.py", tmp_path / "code_test.py"
     code.write_text("def double(x):\n    return x + x\n")
@@ -38,6 +39,7 @@ def test_an_edit_is_caught_or_survives_in_a_copy_alone(tmp_path: Path):
         mutants.passes(tmp_path, "no_such_test.py")
 
 
+@pytest.mark.slow
 def test_a_survivor_is_told(tmp_path: Path):
     table = tmp_path / "mutants.toml"
     row = "file = 'mbrl_jax/ops/risk.py'\nold = 'def cvar'\nnew = 'def  cvar'\n"

@@ -312,6 +312,7 @@ def assert_same(a: Any, b: Any) -> None:
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
+@pytest.mark.slow
 def test_shac_climbs_its_target_critic_which_follows_the_critic():
     """One update of two steps, of which nothing but the critic tells what they are for;
     the target keeps `target_decay` of what it was, in the units of today."""
@@ -350,6 +351,7 @@ def test_shac_climbs_its_target_critic_which_follows_the_critic():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("horizon", [0, 1])
 def test_svg_climbs_its_critic(horizon: int):
     """In an episode of one step that is no end, what follows is up to the critic."""
@@ -366,6 +368,7 @@ def test_svg_climbs_its_critic(horizon: int):
         assert_same(other.params, after.params)
 
 
+@pytest.mark.slow
 def test_bptt_goes_through_every_member(monkeypatch: pytest.MonkeyPatch):
     """Of three members one is broken: a third of the rollouts."""
 

@@ -273,6 +273,7 @@ def of_the_gridworld(planning: str) -> tuple[dyna_q.Config, dyna_q.State]:
     return config, run_of(envs.make("gridworld"), config, 600)[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("planning", ["uniform", "prioritised"])
 def test_q_of_a_random_world_is_that_of_its_counts_and_nearly_exact(planning: str):
     """The counts solved by value iteration; 30,000 steps put these near the truth."""

@@ -127,6 +127,7 @@ def num_steps(rows: Transition) -> np.ndarray:
     return steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["none", "linear", NETWORK])
 def test_without_imagination_it_is_naf(model: str):
     """The same key, the same numbers."""

@@ -42,6 +42,7 @@ def what(name: str) -> tuple[Any, Any, int]:
     return MODULES[name], config_of(name), NUM_STEPS[name]
 
 
+@pytest.mark.slow
 @LEARNERS
 @pytest.mark.parametrize(
     ("probe", "values"),

@@ -49,6 +49,7 @@ def what(name: str) -> tuple[Any, Any, int]:
     return MODULES[name], config_of(name), NUM_STEPS
 
 
+@pytest.mark.slow
 @LEARNERS
 @pytest.mark.parametrize(
     ("probe", "values"),
@@ -84,6 +85,7 @@ def test_the_policy_goes_where_the_reward_is_best(
     assert evaluate(jax.random.key(1))["eval/return_min"] > 0.99
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("probe", "values", "actions"),
     [

@@ -60,6 +60,7 @@ def small(module: Any, planner: str) -> Algorithm:
     return module.make(ENV, module.Config(90, planner=planner, plan=plan, model=TINY))
 
 
+@pytest.mark.slow
 def test_version_05_collects_at_random_and_version_10_by_its_plans():
     """The actions of the first three episodes."""
     first, second = (
@@ -142,6 +143,7 @@ def test_what_cannot_be(module: Any):
 # --- The true dynamics.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("planner", ["icem", "ilqr"])
 def test_what_was_planned_to_the_end_is_what_comes(planner: str):
     """The simulator's own noise included, whose keys are in its state."""

@@ -49,6 +49,7 @@ def outcomes(name: str, num: int) -> tuple[Any, Any]:
     return jax.device_get(jax.jit(jax.vmap(one), compiler_options=OPTIONS)(keys))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [

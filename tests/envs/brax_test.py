@@ -86,6 +86,7 @@ def test_x64():
         assert state.obs.dtype == jnp.float64
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "backend"),
     [
@@ -151,6 +152,7 @@ def test_mjx_is_differentiable_in_reverse_with_one_solver_iteration_only():
         gradient()
 
 
+@pytest.mark.slow
 def test_nothing_is_printed_warned_of_or_written(tmp_path):
     code = """if True:
         import json, logging

@@ -17,6 +17,7 @@ from mbrl_jax.types import Env, Key, Policy
 NAMES = [f"eval/{name}" for name in evaluate.COLUMNS]
 
 
+@pytest.mark.slow
 def test_the_evaluation_in_training_is_reproduced(
     finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -39,6 +39,7 @@ def read(folder: Path) -> dict[str, Any]:
 SMALL = ("--env=pendulum", "--num_episodes=3", "--num_steps=41")
 
 
+@pytest.mark.slow
 def test_writes_what_it_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     folder = tmp_path / "new" / "folder"
     run(*SMALL, "--parameters=mass=1.3,length", f"--output={folder}")

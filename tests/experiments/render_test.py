@@ -34,6 +34,7 @@ def test_a_link_in_place_of_a_gif_is_not_followed(tmp_path: Path) -> None:
     assert (tmp_path / "victim").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_an_episode_is_rendered_from_the_folder_alone(
     finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -167,6 +167,7 @@ def make():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("light")
 def test_an_environment_of_ones_own_is_named_each_time(
     tmp_path: Path,
@@ -270,7 +271,6 @@ BAD = [
     ("--num_steps=2147483648", 2, "--num_steps=2147483648"),
     ("--num_seeds=1000001", 2, "--num_seeds=1000001"),
     ("--run_dir=/proc/run", 1, "cannot write to /proc/run"),
-    ("--run_dir=~nosuchuser/run", 1, "of whom is --run_dir=~nosuchuser/run?"),
     ("--capacity=2000000000", 1, "--capacity=2000000000 is too large: the run needs"),
 ]
 
@@ -348,6 +348,7 @@ def test_broken_json_is_named(
     assert "config.json is not JSON" in line
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_reported_and_the_one_before_used(
     finished: Path, whole: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -423,6 +424,7 @@ def test_a_run_that_is_killed_and_stopped_ends_where_the_whole_one_ends(
     assert before == after
 
 
+@pytest.mark.slow
 def test_several_seeds_keep_their_axis_to_the_disk(
     tmp_path: Path, tiny: str, whole: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -161,6 +161,7 @@ def test_a_run_of_a_sweep_is_that_run_alone(swept: Path, whole: Path) -> None:
     np.testing.assert_allclose(left[:2], right[:2], rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_program_is_a_run_folder_like_others(
     swept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -347,6 +348,7 @@ def test_two_hosts_do_what_one_does(tiny: str, tmp_path: Path) -> None:
             )
 
 
+@pytest.mark.slow
 def test_too_large_a_program_is_cut(
     tiny: str,
     tmp_path: Path,
@@ -401,6 +403,7 @@ def test_parts_are_as_few_and_as_equal_as_can_be(
     assert needs == (100 * max(sizes), limit, False)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("light")
 def test_random_search_and_population_based_training_run(
     tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -581,6 +584,7 @@ def test_bad_input_is_one_line(
     assert not (tmp_path / "bad" / "programs").exists()
 
 
+@pytest.mark.slow
 def test_one_driver_at_a_time(
     swept: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -208,6 +208,7 @@ def find(name: str, end: int = 1000, worth: float = 1.0, **how: int) -> Estimate
     return finder(name, **how)(np.int64(end), np.float64(worth))
 
 
+@pytest.mark.slow
 @each
 def test_the_closed_form_at_three_horizons(name):
     """And that a rollout ends where its episode does: the horizon is always 12."""
@@ -218,6 +219,7 @@ def test_the_closed_form_at_three_horizons(name):
         assert found.num_non_finite == 0
 
 
+@pytest.mark.slow
 @each
 def test_rematerialisation_changes_nothing(name):
     close = partial(np.testing.assert_allclose, rtol=1e-9)
@@ -287,6 +289,7 @@ doubling = gradient_problems.doubling_map(MAX_HORIZON).problem
 DOUBLING_STD = gradient_problems.DOUBLING_STD
 
 
+@pytest.mark.slow
 def test_total_propagation_breaks_the_curse_of_chaos():
     """Closed-form variances: 2 pi^2 (2^H - 1)^2 pathwise, H / (2 s^2) by the score."""
     horizons = np.array([2, 5, 16, MAX_HORIZON])

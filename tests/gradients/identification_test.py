@@ -86,6 +86,7 @@ def test_ten_noisy_episodes_give_the_parameters_within_one_percent(
         assert found.identifiable[parameter]
 
 
+@pytest.mark.slow
 def test_intervals_cover_the_truth_as_often_as_they_say_unlike_those_of_one_step():
     """200 recordings of 4 episodes of 20 steps; 95 % within 90 to 99 %."""
 

@@ -121,6 +121,7 @@ def fitted(kind: str) -> tuple[Model, ensemble.State, dict[str, Array]]:
     return model, state, metrics
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_learns_the_mean(kind: str):
     model, state, metrics = fitted(kind)

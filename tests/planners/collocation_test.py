@@ -183,6 +183,7 @@ def approximated(method: str, num_intervals: int) -> tuple[Solution, np.ndarray]
     return jax.tree.map(np.asarray, found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "ratio"), [(METHODS[0], 4), (METHODS[1], 16)])
 def test_order_of_convergence(method, ratio):
     found = []
@@ -285,6 +286,7 @@ def upright(method: str) -> Solution:
     return jax.tree.map(np.asarray, solve(UPRIGHT, GUESS(), method=method))
 
 
+@pytest.mark.slow
 @BOTH
 def test_a_small_problem_against_a_dense_solver(method):
     ours = upright(method)
@@ -431,6 +433,7 @@ AROUND = CollocationProblem(
 )
 
 
+@pytest.mark.slow
 @BOTH
 def test_a_guess_through_an_obstacle_comes_round_it(method):
     guess = straight([0, 0, 0, 0], [2, 0, 0, 0], 2.0, 30, 2)
@@ -458,6 +461,7 @@ def test_limits_of_a_double_integrator():
     np.testing.assert_allclose(ours.cost, exact, rtol=2e-3)
 
 
+@pytest.mark.slow
 @BOTH
 def test_too_little_force(method):
     status, violation = batch(method).status[3:], batch(method).violation[3:]
@@ -617,6 +621,7 @@ def test_split():
     np.testing.assert_allclose(nodes, [0, 1, 2, 3, 4, 5, 6, 7, 8])
 
 
+@pytest.mark.slow
 def test_refining_puts_nodes_where_they_are_needed():
     """x' = 20 (sin(t) - x) + u settles within a twentieth of a second."""
     f = lambda x, u, t: 20 * (jnp.sin(t) - x) + u

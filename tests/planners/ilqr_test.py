@@ -455,6 +455,7 @@ def scaled_swing(x: Array, u: Array, unit: Array, price: Array):
     )
 
 
+@pytest.mark.slow
 def test_derivatives_of_the_optimum():
     """In both modes, by a price, a limit and the start; limits hold some controls."""
 

@@ -288,6 +288,7 @@ def test_the_stationary_policy_is_one_of_length_1():
         mean = A_ @ mean + B @ (K @ mean + 1)
 
 
+@pytest.mark.slow
 def test_keeps_float32(random_problem):
     plant, prior = jax.tree.map(
         lambda x: x.astype(jnp.float32), random_plant(random_problem(5, 5))

@@ -100,6 +100,7 @@ def test_uct_is_that_of_plain_python(c: float):
     assert np.mean(same) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["puct", "gumbel"])
 def test_rules_of_mctx(rule: str):
     """The same visits as by mctx's own policies, called as its documentation says."""
@@ -169,6 +170,7 @@ def test_outcomes_are_taken_as_often_as_their_chances_say():
         np.testing.assert_allclose(result.q_values[0], expected, atol=10 / num)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["uct", "puct"])
 def test_a_lottery_is_worth_its_mean(rule: str):
     """0.5 for sure is better than 0.6 in half the cases, drawn by the key alone.
@@ -237,6 +239,7 @@ def actions_in_the_gridworld(
     return jax.vmap(lambda s: mcts.search(KEY, model, s, config).action)(states)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("learned", [False, True])
 def test_the_gridworld_is_solved_as_by_value_iteration(learned: bool):
     """In every state, from the values of the uniform policy, which mislead in one.
@@ -514,6 +517,7 @@ def test_a_policy_on_a_random_environment():
 # --- The conventions of this package.
 
 
+@pytest.mark.slow
 def test_alone_or_in_a_batch_for_any_hyperparameters():
     model = random_model(1, C=2)
     weights = jnp.array([0.3, 1.0, 3.0])

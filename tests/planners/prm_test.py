@@ -172,6 +172,7 @@ def arm_gap(angles: np.ndarray) -> float:
     )
 
 
+@pytest.mark.slow
 def test_one_sample_has_a_radius_too():
     """And a start and a goal in NumPy's float64 are those of floats here."""
     space = obstacles.point(obstacles.shapes(), LOW, HIGH)

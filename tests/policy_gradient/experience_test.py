@@ -289,6 +289,7 @@ def recurrent() -> tuple[ActorCritic, Agent]:
     return net, init()
 
 
+@pytest.mark.slow
 def test_a_memory_starts_afresh_after_an_end_within_a_window():
     """Outputs, log-probs and values are those of steps by hand."""
     net, agent = recurrent()

@@ -222,6 +222,7 @@ def test_a_configuration_that_cannot_be(changes: dict, fault: str):
         ppo.make(net, dataclasses.replace(CONFIG, **changes))
 
 
+@pytest.mark.slow
 def test_steps_with_a_memory_stay_together(tabular):
     """A recurrent update is the same whatever else is in its minibatch's order."""
     net = actor_critic.make(

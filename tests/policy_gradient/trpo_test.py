@@ -84,6 +84,7 @@ def kl(env: Env, old: Array, new: Array) -> Array:
     return (t - s + far - 0.5).sum(axis=-1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "changes"),
     [

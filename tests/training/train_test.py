@@ -402,6 +402,7 @@ for num_seeds in (8, 6, 3):
 """
 
 
+@pytest.mark.slow
 def test_seeds_shard_over_devices_with_the_same_numbers() -> None:
     """Also where the devices do not divide the seeds, or are more."""
     code = SHARDED.format(folder=str(Path(__file__).parent))

@@ -536,6 +536,7 @@ def test_dyna_with_real_data_alone_is_its_learner():
     assert_same(given(dyna, null), given(sac, sac.Config(COLLECT, SAC)))
 
 
+@pytest.mark.slow
 def test_maac_without_a_horizon_is_mbpo():
     """With the same futures in its batches."""
     expected = given(mbpo, mbpo.Config(COLLECT, SAC, HALF, MODEL, num_watched=3))
@@ -606,6 +607,7 @@ def maac_of(most: int, **changes: Any) -> Any:
     return maac.Config(most, **{"num_windows": 3, **common, **changes})
 
 
+@pytest.mark.slow
 def test_maac_looks_as_far_ahead_as_the_configuration_says():
     """Its policy; its critics do not."""
     near, far = (given(maac, maac_of(h, cross_validate=False))[1] for h in (1, 2))

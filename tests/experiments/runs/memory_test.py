@@ -32,6 +32,7 @@ LARGE = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("argv", "words", "gigabytes"), LARGE, ids=[x[1] for x in LARGE]
 )

@@ -25,6 +25,7 @@ def test_there_are_presets() -> None:
     assert len(NAMES) == len([*presets.FOLDER.glob("*/*.json")])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES, ids="-".join)
 def test_a_preset_is_a_run_that_can_be(name: tuple[str, str]) -> None:
     preset = presets.load(*name)

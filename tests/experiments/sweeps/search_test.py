@@ -193,6 +193,7 @@ def test_a_tiny_run_is_searched(tiny: str, tmp_path: Path) -> None:
     assert words.startswith(f"4 of 4 trials, 0 pruned; best {found.value:.5g} with")
 
 
+@pytest.mark.slow
 def test_a_trial_is_the_run_with_its_settings(
     tiny: str, whole: Path, tmp_path: Path
 ) -> None:
