@@ -133,6 +133,9 @@ def _numbers(name: str, texts: Sequence[str]) -> list[int]:
         raise flags.Error(f"flag --{name}: {error}") from error
     if any(x < 1 for x in numbers):
         raise flags.Error(f"flag --{name}: {min(numbers)} is not positive")
+    if any(x > command_flags.LARGEST_INT for x in numbers):
+        most = command_flags.LARGEST_INT
+        raise flags.Error(f"flag --{name}: {max(numbers)} is more than {most}")
     if name == "horizons" and not numbers:
         raise flags.Error("flag --horizons: at least one is needed")
     return sorted(set(numbers)) if name == "horizons" else numbers

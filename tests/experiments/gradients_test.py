@@ -210,6 +210,7 @@ def test_the_policy_of_a_run(tmp_path: Path):
         (("--env=pendulum", "--horizons="), "at least one is needed"),
         (("--env=pendulum", "--horizons=0"), "0 is not positive"),
         (("--env=pendulum", "--hidden_sizes=-2"), "-2 is not positive"),
+        (("--env=pendulum", "--hidden_sizes=2147483648"), "is more than 2147483647"),
         (("--env=pendulum", "--precision=half"), "precision is 'half'"),
         (("--env=pendulum", "--precision="), "--precision is needed"),
         (("--env=cartpole_balance",), "cartpole_balance is exactly 0"),
