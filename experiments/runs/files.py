@@ -61,16 +61,19 @@ def target(path: Path) -> Path:
     return _replaceable(real)
 
 
-def regular(path: str, how: int) -> int:
+def regular(path: str, how: int, more: int = PRIVATE) -> int:
     """An opener for `open`: of no link, no device and no pipe."""
     try:
-        descriptor = os.open(path, how | PRIVATE, 0o666)
+        descriptor = os.open(path, how | more, 0o666)
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise OSError(errno.ELOOP, "it is a symbolic link", path) from error
         raise
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
         os.close(descriptor)
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
         raise OSError(errno.EINVAL, "it is no regular file", path)
     return descriptor
 
@@ -102,9 +105,13 @@ def locked(path: Path, in_use: str = "") -> Iterator[None]:
 
 
 def read_text(path: Path, what: str = "") -> str:
-    """Raises OSError or ValueError, naming the file, if it is not there or no text."""
+    """Raises OSError or ValueError, naming the file, if it is not there or no text.
+
+    A pipe or a device in its place is refused: it might have no end.
+    """
     try:
-        return path.read_text(encoding="utf-8")
+        with open(path, encoding="utf-8", opener=_regular_or_link) as file:
+            return file.read()
     except OSError as error:
         raise OSError(f"cannot read {what}{path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -119,6 +126,10 @@ def parse(text: str, name: str) -> Any:
         raise ValueError(f"{name} is not JSON: {error}") from error
     except RecursionError as error:
         raise ValueError(f"{name} is nested too deeply to be read") from error
+
+
+def _regular_or_link(path: str, how: int) -> int:
+    return regular(path, how, os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
 
 
 def _replaceable(path: Path) -> Path:

@@ -174,6 +174,19 @@ def test_half_a_character_is_written_as_its_code(tmp_path: Path) -> None:
     assert (tmp_path / "a").read_text() == r"r\udcffn"
 
 
+def test_what_has_no_end_is_not_read(tmp_path: Path, terminal: Path) -> None:
+    """A pipe would be waited for; a link to a file is as good as the file."""
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", terminal):
+        with pytest.raises(OSError, match=f"cannot read {path}: it is no regular fil"):
+            files.read_text(path)
+    with pytest.raises(OSError, match=f"cannot read {tmp_path}: Is a directory"):
+        files.read_text(tmp_path)
+    (tmp_path / "a").write_text("text")
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    assert files.read_text(tmp_path / "link") == "text"
+
+
 def test_what_is_no_text_or_no_json_is_named(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"\x89PNG\xff")
     with pytest.raises(ValueError, match="a is not UTF-8 text"):
