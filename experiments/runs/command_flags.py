@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import difflib
+import functools
 import inspect
 import io
 import logging
@@ -34,7 +35,7 @@ def define_config(values: flags.FlagValues, config: Any, prefix: str = "") -> No
 
     Fields are bool, int, float, str, tuples of one of these, or dataclasses.
     """
-    meaning = meanings(type(config))
+    meaning = meanings(type(config))  # type: ignore[arg-type]  # a class has a hash
     hints = typing.get_type_hints(type(config))
     for field in dataclasses.fields(config):
         name, value = prefix + field.name, getattr(config, field.name)
@@ -110,6 +111,7 @@ def unflat(default: Any, fields: Mapping[str, Any]) -> Any:
         raise ValueError(str(error)) from error
 
 
+@functools.cache  # reading the source takes long, and a command does it often
 def meanings(config: type) -> dict[str, str]:
     """The comment behind each field of a dataclass, or else that above it."""
     source = textwrap.dedent(inspect.getsource(config))
