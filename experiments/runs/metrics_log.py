@@ -68,6 +68,8 @@ def _board(folder: Path, step: int) -> Iterator[Log]:
     from tensorboardX.proto.summary_pb2 import Summary
 
     folder.mkdir(exist_ok=True)
+    if folder.is_symlink():  # to a folder of somebody else
+        raise OSError(errno.ELOOP, f"{folder.name} is a symbolic link", str(folder))
     file = EventsWriter(str(folder / "events"), f".{step}")
     start = SessionLog(status=SessionLog.START)
     file.write_event(Event(wall_time=time.time(), step=step, session_log=start))

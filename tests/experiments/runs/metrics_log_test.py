@@ -102,6 +102,17 @@ def test_a_link_in_place_of_the_log_is_not_followed(tmp_path: Path) -> None:
     assert len(metrics_log.read(tmp_path)) == 2
 
 
+def test_a_link_in_place_of_the_folder_for_tensorboard_is_not_followed(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "victim").mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "tensorboard").symlink_to(tmp_path / "victim")
+    with pytest.raises(OSError, match="tensorboard is a symbolic link"):
+        write(tmp_path / "run", range(1, 2))
+    assert [*(tmp_path / "victim").iterdir()] == []
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [
