@@ -102,7 +102,8 @@ def steps(folder: Path) -> list[int]:
     """The steps of the complete checkpoints in `folder`, in ascending order."""
     if not folder.is_dir():
         return []
-    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+    named = [path for path in folder.iterdir() if path.name.isdigit()]
+    return sorted(int(path.name) for path in named if path.is_dir())
 
 
 def prepare(folder: Path, template: PyTree, keep: int = 3) -> None:
@@ -129,7 +130,8 @@ def tidy(folder: Path) -> None:
     """Deletes what a killed process left: halves, written or deleted."""
     for pattern in ("*.deleted", "*.orbax-checkpoint-tmp*"):
         for path in folder.glob(pattern):
-            shutil.rmtree(path, ignore_errors=True)
+            if path.is_dir():  # a pipe would be opened, and waited for
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def differences(old: Config, new: Config) -> str:

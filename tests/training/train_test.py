@@ -470,3 +470,12 @@ def test_memory_is_that_of_the_states_at_least() -> None:
     state = sum(x.nbytes for x in jax.tree.leaves(plain(toy().init(KEY))))
     assert 64 * state <= needed(64) <= 64 * 20 * state + 100_000
     assert needed(64) - needed(32) >= 32 * state
+
+
+def test_a_pipe_is_no_checkpoint_and_not_waited_for(tmp_path):
+    (tmp_path / "3").mkdir()
+    for name in ("4", "1.deleted", "4.orbax-checkpoint-tmp"):
+        os.mkfifo(tmp_path / name)
+    assert checkpoints.steps(tmp_path) == [3]
+    checkpoints.tidy(tmp_path)
+    assert (tmp_path / "1.deleted").is_fifo()
