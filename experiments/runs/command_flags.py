@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from absl import flags
+from absl import logging as absl_logging
 
 from experiments.runs import faults, renamed
 
@@ -207,6 +208,7 @@ def command(main: Callable[[Sequence[str]], None]) -> None:
     faults.hide_traces()
     # when a disk is full, more than the one error that we see
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    absl_logging.set_verbosity(absl_logging.FATAL)  # which Orbax writes to
     try:
         main(sys.argv)
         sys.stdout.flush()
