@@ -27,9 +27,13 @@ CLASSES = {
     "kills": kills,
 }
 
-_ONLY = flags.DEFINE_list("only", [*CLASSES], "classes to try")
-_AGAIN = flags.DEFINE_boolean("again", False, "also what was tried before")
-_PAGE = flags.DEFINE_boolean("page", False, "write the page only, from what was found")
+_ONLY = flags.DEFINE_list("only", [*CLASSES], "classes to try", flag_values=kills.FLAGS)
+_AGAIN = flags.DEFINE_boolean(
+    "again", False, "also what was tried before", flag_values=kills.FLAGS
+)
+_PAGE = flags.DEFINE_boolean(
+    "page", False, "write the page only, from what was found", flag_values=kills.FLAGS
+)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -59,4 +63,4 @@ def try_class(name: str) -> bool:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    main(kills.FLAGS(sys.argv))

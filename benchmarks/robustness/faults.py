@@ -22,12 +22,12 @@ ABOUT = (
 SCHEDULE = ("--num_steps=6", "--eval_every=3", "--eval_episodes=2", "--nopictures")
 GOOD_STEPS = "22"  # of the simulator, in which two steps of the algorithms are done
 DISK = """
-mount -t tmpfs -o size=$3 none $1 && cp -r $2/. $1 || exit 99
-[ $4 = full ] || mount -o remount,ro $1 || exit 99
+mount -t tmpfs -o size="$3" none "$1" && cp -r "$2/." "$1" || exit 99
+[ "$4" = full ] || mount -o remount,ro "$1" || exit 99
 shift 4
 "$@"
 code=$?
-cp -r $MOUNTED/. $KEPT
+cp -r "$MOUNTED/." "$KEPT"
 exit $code
 """  # in a namespace of its own: no root is needed, and nothing stays mounted
 
@@ -57,7 +57,8 @@ def one_line(code: int | None, err: str) -> list[str]:
     progress = ("run folder", "step ", "error: ")
     if code != 1 or len(errors) != 1 or lines[-1] not in errors:
         return [f"exit code {code}, not one line of error: {err[-200:]}"]
-    return [f"also says {x}"[:200] for x in lines if not x.startswith(progress)]
+    more = [x for x in lines if not x.startswith(progress)]
+    return [f"also says {more[0]}"[:200]] if more else []
 
 
 def breaks(fault: str, algorithm: str) -> Callable[[Path, dict[str, str]], list[str]]:

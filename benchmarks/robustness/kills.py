@@ -32,7 +32,10 @@ NUM_STEPS = 30
 TIMEOUT = 600  # seconds, of one process
 SCHEDULE = (f"--num_steps={NUM_STEPS}", "--eval_every=15", "--eval_episodes=2")
 
-_NUM_KILLS = flags.DEFINE_integer("num_kills", 5, "of each algorithm", 1)
+FLAGS = flags.FlagValues()  # of the command; other benchmarks have the same names
+_NUM_KILLS = flags.DEFINE_integer(
+    "num_kills", 5, "of each algorithm", 1, flag_values=FLAGS
+)
 
 
 def names() -> list[str]:
