@@ -1,0 +1,190 @@
+"""Exact moments of functions of a Gaussian, for one example (moment matching).
+
+    x ~ N(mean, cov) [D],   y = f(x) [E]   ->   mean and covariance of y, and its gain
+
+The gain [D, E] is cov(x)^-1 cov(x, y), which exists where cov(x) is singular too.  What
+is Gaussian in between is assumed to stay so: then gains multiply along a chain,
+cov(x, z) = cov(x) gain(x, y) gain(y, z), see `chain` and `beside`.
+
+By Deisenroth and Rasmussen, "PILCO: a model-based and data-efficient approach to policy
+search", 2011, and Deisenroth, "Efficient reinforcement learning using Gaussian
+processes", 2010, Sec. 2.3.2 and App. A.1.  All is differentiable, and meant for
+float64: variances are differences of large numbers.
+"""
+
+from collections.abc import Callable
+from itertools import combinations_with_replacement
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mbrl_jax.types import Array
+
+
+class Normal(NamedTuple):
+    mean: Array  # [D]
+    cov: Array  # [D, D]
+
+
+class Moments(NamedTuple):
+    """Of y = f(x)."""
+
+    mean: Array  # [E]
+    cov: Array  # [E, E]
+    gain: Array  # [D, E], cov(x)^-1 cov(x, y)
+
+    @property
+    def normal(self) -> Normal:
+        return Normal(self.mean, self.cov)
+
+
+class Kernels(NamedTuple):
+    """A Gaussian process in each output, or a network of radial basis functions.
+
+    f_e(x) = sum_n weights_en k_e(x, inputs_n), for the squared exponential kernel
+    k_e(x, x') = signal_var_e exp(-sum_d (x_d - x'_d)^2 / (2 lengthscales_ed^2)).
+    Rows that count for nothing have weights of 0.
+    """
+
+    inputs: Array  # [N, D]
+    weights: Array  # [E, N]
+    lengthscales: Array  # [E, D]
+    signal_var: Array  # [E]
+    precision: Array | None = None  # [E, N, N], (K + noise)^-1; None: no uncertainty
+
+
+Function = Callable[[Normal], Moments]
+
+
+def linear(x: Normal, matrix: Array, offset: Array) -> Moments:
+    """y = matrix [E, D] x + offset [E]."""
+    cov = matrix @ x.cov @ matrix.T
+    return Moments(matrix @ x.mean + offset, cov, matrix.T)
+
+
+def cosines(x: Normal) -> Moments:
+    """y = cos(x), of each."""
+    var = jnp.diag(x.cov)
+    shrink = jnp.exp(-var / 2)
+    plus, minus = x.mean[:, None] + x.mean[None], x.mean[:, None] - x.mean[None]
+    # e^(s_ij) - 1 rather than differences: small variances stay exact
+    cov = jnp.expm1(x.cov) * jnp.cos(minus) + jnp.expm1(-x.cov) * jnp.cos(plus)
+    cov = cov * jnp.outer(shrink, shrink) / 2
+    gain = jnp.diag(-shrink * jnp.sin(x.mean))
+    return Moments(shrink * jnp.cos(x.mean), cov, gain)
+
+
+def sines(x: Normal) -> Moments:
+    """y = sin(x), of each."""
+    return cosines(Normal(x.mean - jnp.pi / 2, x.cov))
+
+
+def with_angles(x: Normal, angles: tuple[int, ...]) -> Moments:
+    """y = the entries of x that are no angles, then sin and cos of each angle."""
+    size, number = len(x.mean), len(angles)
+    others = [i for i in range(size) if i not in angles]
+    pick = jnp.eye(size)[jnp.array([i for i in angles for _ in range(2)], int)]
+    shift = jnp.tile(jnp.array([-jnp.pi / 2, 0.0]), number)  # sin is a shifted cos
+    trig = chain(x, lambda x: linear(x, pick, shift), cosines)
+    return beside(x, trig, jnp.array(others, int))
+
+
+def beside(x: Normal, y: Moments, kept: Array) -> Moments:
+    """Of the entries `kept` of x, followed by y."""
+    gain = jnp.concatenate([jnp.eye(len(x.mean))[:, kept], y.gain], axis=1)
+    cross = x.cov[kept] @ y.gain
+    cov = jnp.block([[x.cov[jnp.ix_(kept, kept)], cross], [cross.T, y.cov]])
+    return Moments(jnp.concatenate([x.mean[kept], y.mean]), cov, gain)
+
+
+def chain(x: Normal, *functions: Function) -> Moments:
+    """One after the other, the results in between taken for Gaussian."""
+    found = functions[0](x)
+    for function in functions[1:]:
+        after = function(found.normal)
+        found = after._replace(gain=found.gain @ after.gain)
+    return found
+
+
+def squash(x: Normal, limit: float | Array) -> Moments:
+    """y = limit (9 sin x + sin 3x) / 8, which is flat at +-limit (Deisenroth, 2010)."""
+    size = len(x.mean)
+    once_and_thrice = jnp.concatenate([jnp.eye(size), 3 * jnp.eye(size)])
+    mix = limit / 8 * jnp.concatenate([9 * jnp.eye(size), jnp.eye(size)], axis=1)
+    return chain(
+        x,
+        lambda x: linear(x, once_and_thrice, jnp.zeros(2 * size)),
+        sines,
+        lambda x: linear(x, mix, jnp.zeros(size)),
+    )
+
+
+def kernels(x: Normal, f: Kernels) -> Moments:
+    """y = f(x): the outputs are independent but for what the input is uncertain about.
+
+    With a `precision`, those of the Gaussian process itself, its own uncertainty
+    included, that of observations not.
+    """
+    size = len(f.weights)
+    centred = f.inputs - x.mean[None]  # [N, D]
+
+    def mean(weights: Array, lengths: Array, signal: Array) -> tuple[Array, Array]:
+        """E[f_a], and the gain [D] to it."""
+        inverse = 1 / lengths
+        solved, log_det = _inverse(inverse[:, None] * x.cov * inverse[None])
+        scaled = centred * inverse[None]
+        solved = scaled @ solved
+        logs = jnp.log(signal) - ((scaled * solved).sum(axis=1) + log_det) / 2
+        q = weights * jnp.exp(logs)
+        return q.sum(), q @ (solved * inverse[None])
+
+    def log_kernel(lengths: Array, signal: Array) -> Array:
+        return jnp.log(signal) - ((centred / lengths[None]) ** 2).sum(axis=1) / 2
+
+    means, gains = jax.vmap(mean)(f.weights, f.lengthscales, f.signal_var)
+    logs = jax.vmap(log_kernel)(f.lengthscales, f.signal_var)  # [E, N]
+
+    def second(a: Array, b: Array) -> Array:
+        """E[f_a f_b]; of the log, so that nothing underflows."""
+        left, right = f.lengthscales[a] ** -2, f.lengthscales[b] ** -2
+        root = jnp.sqrt(left + right)
+        spread = root[:, None] * x.cov * root[None]
+        solved, log_det = _inverse(spread)
+        # (cov^-1 + left + right)^-1 / 2, without the inverse of the covariance
+        Q = solved @ spread / (2 * jnp.outer(root, root))
+        left, right = centred * left[None], centred * right[None]
+        ends = logs[a] + ((left @ Q) * left).sum(axis=1) - log_det / 2
+        starts = logs[b] + ((right @ Q) * right).sum(axis=1)
+        L = jnp.exp(ends[:, None] + starts[None] + 2 * left @ Q @ right.T)
+        value = f.weights[a] @ L @ f.weights[b]
+        if f.precision is not None:
+            value -= jnp.where(a == b, (f.precision[a] * L).sum(), 0.0)
+        return value
+
+    pairs = jnp.array(list(combinations_with_replacement(range(size), 2)))
+    found = jax.lax.map(lambda pair: second(*pair), pairs)
+    cov = jnp.zeros((size, size), found.dtype).at[pairs[:, 0], pairs[:, 1]].set(found)
+    cov = cov + jnp.triu(cov, 1).T - jnp.outer(means, means)
+    if f.precision is not None:
+        cov = cov + jnp.diag(f.signal_var)
+    return Moments(means, cov, gains.T)
+
+
+def _inverse(matrix: Array) -> tuple[Array, Array]:
+    """(1 + matrix)^-1 of a covariance [D, D], and the log of the determinant."""
+    one = jnp.eye(len(matrix), dtype=matrix.dtype)
+    root = jnp.linalg.cholesky(one + matrix)
+    log_det = 2 * jnp.log(jnp.diag(root)).sum()
+    return jax.scipy.linalg.cho_solve((root, True), one), log_det
+
+
+def saturating_cost(x: Normal, target: Array, precision: Array) -> Array:
+    """E[1 - exp(-(x - target)' precision (x - target) / 2)], [] in [0, 1].
+
+    Deisenroth and Rasmussen (2011), Sec. 2.2 and 3.2.
+    """
+    away = x.mean - target
+    spread = jnp.eye(len(away)) + x.cov @ precision
+    exponent = away @ precision @ jnp.linalg.solve(spread, away)
+    return 1 - jnp.exp(-exponent / 2) / jnp.sqrt(jnp.linalg.det(spread))
