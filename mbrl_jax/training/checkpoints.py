@@ -6,6 +6,7 @@ a JSON record: the step, the configuration, name, shape and dtype of every leaf,
 SHA-256 digest of them all.  Nothing is pickled, so reading runs no code.
 """
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -130,8 +131,11 @@ def tidy(folder: Path) -> None:
     """Deletes what a killed process left: halves, written or deleted."""
     for pattern in ("*.deleted", "*.orbax-checkpoint-tmp*"):
         for path in folder.glob(pattern):
-            if path.is_dir():  # a pipe would be opened, and waited for
+            if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path, ignore_errors=True)
+            else:  # a pipe would be opened, and waited for, here or by Orbax
+                with contextlib.suppress(OSError):
+                    path.unlink()
 
 
 def differences(old: Config, new: Config) -> str:
