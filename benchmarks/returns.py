@@ -146,10 +146,8 @@ def _at_starts(env: Env, policy: Policy) -> float:
     """The mean return from where the evaluations of all runs start."""
 
     def one(start: Key) -> Array:
-        key, own = (
-            jax.random.fold_in(start, 1),
-            env._replace(reset=lambda _: env.reset(start)),
-        )
+        own = env._replace(reset=lambda _: env.reset(start))
+        key = jax.random.fold_in(start, 1)  # the planner's
         return rollout.episode(key, own, policy)[0].reward.sum()
 
     starts = jax.random.split(jax.random.key(train.EVALUATION_SEED), NUM_EVALUATED)

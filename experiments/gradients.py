@@ -31,6 +31,7 @@ from absl import flags
 from experiments.reports import gradient_figures, plots
 from experiments.runs import (
     command_flags,
+    files,
     gradient_problems,
     jax_settings,
     paths,
@@ -68,7 +69,7 @@ def main(argv: Sequence[str]) -> None:
     for precision in values.precision:
         jax_settings.apply(precision)
         task = _task(values, horizons[-1], hidden_sizes, precision)
-        _make(folder)  # before what takes long, and would be lost
+        files.make_folder(folder)  # before what takes long, and would be lost
         measured[precision] = measure(
             task, horizons, values.num_samples, values.window, values.seed, print
         )
@@ -88,13 +89,6 @@ def main(argv: Sequence[str]) -> None:
     run_folder.write_json(folder / "gradients.json", record)
     plots.save(gradient_figures.health(record), folder / "gradients.png")
     print(folder / "gradients.png")
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(f"cannot write to {folder}: {error.strerror}") from error
 
 
 def _flags() -> flags.FlagValues:

@@ -33,7 +33,14 @@ import numpy as np
 from absl import flags
 
 from experiments.reports import plots
-from experiments.runs import command_flags, jax_settings, paths, recordings, run_folder
+from experiments.runs import (
+    command_flags,
+    files,
+    jax_settings,
+    paths,
+    recordings,
+    run_folder,
+)
 from mbrl_jax.envs import systems
 from mbrl_jax.gradients import identification
 from mbrl_jax.types import Array
@@ -89,10 +96,7 @@ def main(argv: Sequence[str]) -> None:
     }
     print(table(report), flush=True)  # before a disk that is full can take it away
     folder = paths.expanded(values.output)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(f"cannot write to {folder}: {error.strerror}") from error
+    files.make_folder(folder)
     plots.save(figure(found, len(obs), values.env), folder / "identification.png")
     record = report | run_folder.surroundings()
     run_folder.write_json(folder / "identification.json", record)

@@ -368,17 +368,13 @@ def _default_folder(
     """The same for the same sweep, so that it goes on."""
     asked = [run_folder.identity(record) for record in wanted]
     name = ledger.digest([run_folder.identity(base), asked, tried])[:8]
-    env = base["env"].replace("/", "-").replace(":", "-")
-    return f"sweeps/{base['algorithm']}-{env}-{name}"
+    return f"sweeps/{paths.of_run(base)}-{name}"
 
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """For this process alone.  SIGTERM ends the programs as Ctrl-C does, in order."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(f"cannot write to {folder}: {error.strerror}") from error
+    files.make_folder(folder)
     in_use = f"the sweep {folder} is running in another process"
     with files.locked(folder / ".lock", in_use):
         numbers = [signal.SIGTERM]

@@ -20,6 +20,7 @@ from benchmarks import (
     imagining,
     planning,
     regression,
+    returns,
     seeds,
     speed,
     timing,
@@ -29,11 +30,13 @@ from benchmarks import (
 from benchmarks.setting import Setting, env, forward_flop, gradient_flop, plan_flop
 from experiments.reports import results
 from experiments.reports.statistics import Estimate
-from mbrl_jax import envs, policies
+from mbrl_jax import envs, policies, rollout
 from mbrl_jax.algorithms import apg, pets
+from mbrl_jax.envs import simulator
 from mbrl_jax.models import ensemble
 from mbrl_jax.networks import GaussianMLP
 from mbrl_jax.planners import mpc
+from mbrl_jax.training import train
 from mbrl_jax.types import Algorithm
 
 TINY = Setting(
@@ -232,6 +235,7 @@ def test_the_page_has_the_tables_of_the_results_files():
 SMALLER_FIRST_STEP = """
 import jax
 from benchmarks import first_step
+from mbrl_jax.training import train
 from mbrl_jax.types import Algorithm
 
 def make(env):
@@ -293,6 +297,20 @@ def test_every_method_has_a_band_of_ten_seeds_that_are_not_tested():
         first, num = regression.TESTED
         assert not set(known["seeds"]) & set(range(first, first + num))
         assert {*known["flags"]} == {*regression.COMMON, *regression.METHODS[method]}
+
+
+def test_the_best_is_measured_where_all_evaluations_start():
+    env = simulator.time_limit(envs.make("pendulum"), 20)
+    idle, starts = policies.constant(env), jax.random.key(train.EVALUATION_SEED)
+    found, _ = rollout.evaluate(
+        jax.random.key(0), env, idle, returns.NUM_EVALUATED, starts
+    )
+    mean = float(found["eval/return_mean"])
+    assert returns._at_starts(env, idle) == pytest.approx(mean, abs=0.01)
+    elsewhere, _ = rollout.evaluate(
+        jax.random.key(0), env, idle, returns.NUM_EVALUATED, jax.random.key(1)
+    )
+    assert abs(float(elsewhere["eval/return_mean"]) - mean) > 0.1
 
 
 def test_an_update_of_apg_is_a_step_of_adam(monkeypatch):

@@ -45,6 +45,14 @@ def replacing(path: Path, *, through_links: bool = False) -> Iterator[BinaryIO]:
         raise OSError(f"cannot write {path}: {error.strerror or error}") from error
 
 
+def make_folder(folder: Path) -> None:
+    """With those above it.  Raises OSError, naming it, if it cannot be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"cannot write to {folder}: {error.strerror}") from error
+
+
 def write_text(path: Path, text: str, *, through_links: bool = False) -> None:
     """Writes all of it or nothing.  Half a character, from a name of a file that is not
     UTF-8, is written as its code."""

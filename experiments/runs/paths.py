@@ -1,6 +1,8 @@
-"""Paths as they are written on a command line."""
+"""Paths as they are written on a command line, and of what is not named there."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 
 def expanded(text: str) -> Path:
@@ -22,3 +24,9 @@ def several(text: str) -> list[Path]:
         found.append(path)
         parts = parts[end:]
     return found
+
+
+def of_run(record: Mapping[str, Any]) -> str:
+    """The name of its algorithm and environment, without what divides paths."""
+    env = record["env"].replace("/", "-").replace(":", "-")
+    return f"{record['algorithm']}-{env}"

@@ -118,10 +118,7 @@ def opened(run_dir: str, record: Record, wait: bool = False) -> Iterator[Path]:
     be written or, unless told to `wait`, is in use.
     """
     folder = paths.expanded(run_dir) if run_dir else _new_folder(record)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(f"cannot write to {folder}: {error.strerror}") from error
+    files.make_folder(folder)
     in_use = "" if wait else f"{folder} is in use by another process"
     with files.locked(folder / ".lock", in_use):
         if (folder / "config.json").exists():
@@ -272,8 +269,7 @@ def spelled(value: Any) -> Any:
 
 def _new_folder(record: Record) -> Path:
     now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    env = record["env"].replace("/", "-").replace(":", "-")
-    folder = Path("runs") / f"{record['algorithm']}-{env}-{now}"
+    folder = Path("runs") / f"{paths.of_run(record)}-{now}"
     number = 2
     while folder.exists():
         folder = folder.with_name(f"{folder.name}-{number}")

@@ -17,7 +17,6 @@ after which the policy was no better is undone.
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -33,14 +32,14 @@ from mbrl_jax.policy_gradient import ppo as ppo_learner
 from mbrl_jax.policy_gradient import reinforce as reinforce_learner
 from mbrl_jax.policy_gradient import trpo as trpo_learner
 from mbrl_jax.rollout import episode
-from mbrl_jax.types import Algorithm, Array, Env, Key, Learner, Metrics, Policy, PyTree
+from mbrl_jax.types import Algorithm, Array, Env, Key, Metrics, Policy, PyTree
 
-_LEARNERS: dict[str, Callable[[actor_critic.ActorCritic, Any], Learner]] = {
-    "a2c": a2c_learner.make,
-    "natural_gradient": natural_gradient_learner.make,
-    "ppo": ppo_learner.make,
-    "reinforce": reinforce_learner.make,
-    "trpo": trpo_learner.make,
+_LEARNERS: dict[str, Any] = {
+    "a2c": a2c_learner,
+    "natural_gradient": natural_gradient_learner,
+    "ppo": ppo_learner,
+    "reinforce": reinforce_learner,
+    "trpo": trpo_learner,
 }
 
 
@@ -90,7 +89,7 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
     _validate(env, config)
     model, decode = outcomes.learned(env, config.model)
     net = actor_critic.make(env, config.net)
-    learner = _LEARNERS[config.learner](net, getattr(config, config.learner))
+    learner = _LEARNERS[config.learner].make(net, getattr(config, config.learner))
 
     def init(key: Key) -> State:
         model_key, learner_key = jax.random.split(key)
@@ -204,15 +203,8 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
 
 def _validate(env: Env, config: Config) -> None:
     checks.one_of(config, "learner", _LEARNERS)
-    for learner in (  # those that are not in use, too
-        a2c_learner,
-        natural_gradient_learner,
-        ppo_learner,
-        reinforce_learner,
-        trpo_learner,
-    ):
-        own = learner.__name__.rpartition(".")[2]
-        checks.under(own, learner.validate, getattr(config, own))
+    for name, learner in _LEARNERS.items():  # those that are not in use, too
+        checks.under(name, learner.validate, getattr(config, name))
     counts = ("num_episodes", "num_rollouts", "horizon", "num_updates", "num_rounds")
     checks.at_least(config, 1, *counts)
     checks.within(config, 0, 1, "min_improved")

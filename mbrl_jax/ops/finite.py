@@ -1,5 +1,6 @@
 """Quarantine: non-finite values lose, never spread, and are counted."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -30,18 +31,13 @@ def masked_mean(samples: PyTree) -> tuple[PyTree, Array]:
 
 def all_finite(tree: PyTree, num_batch_axes: int = 0) -> Array:
     """Whether every entry of every leaf is finite, for each index of the batch axes."""
-
-    def finite(x: Array) -> Array:
-        return jnp.isfinite(x).all(axis=tuple(range(num_batch_axes, x.ndim)))
-
-    return jnp.stack([finite(x) for x in jax.tree.leaves(tree)]).all(axis=0)
+    return _everywhere(jnp.isfinite, tree, num_batch_axes)
 
 
 def usable(tree: PyTree, num_batch_axes: int = 0) -> Array:
     """Whether every entry is finite, and small enough for statistics of it to be, for
     each index of the batch axes."""
-    spoilt = lambda x: jnp.where(moderate(x), 0.0, jnp.nan)
-    return all_finite(jax.tree.map(spoilt, tree), num_batch_axes)
+    return _everywhere(moderate, tree, num_batch_axes)
 
 
 def moderate(x: Array) -> Array:
@@ -51,6 +47,15 @@ def moderate(x: Array) -> Array:
         return jnp.isfinite(x)
     most = jnp.finfo(jnp.promote_types(x.dtype, jnp.float32)).max ** 0.4
     return jnp.abs(x) <= float(most)
+
+
+def _everywhere(
+    holds: Callable[[Array], Array], tree: PyTree, num_batch_axes: int
+) -> Array:
+    def one(x: Array) -> Array:
+        return holds(x).all(axis=tuple(range(num_batch_axes, x.ndim)))
+
+    return jnp.stack([one(x) for x in jax.tree.leaves(tree)]).all(axis=0)
 
 
 def zeroed(where: Array, tree: PyTree) -> PyTree:

@@ -182,7 +182,7 @@ def _inverse(matrix: Array) -> tuple[Array, Array]:
 def saturating_cost(x: Normal, target: Array, precision: Array) -> Array:
     """E[1 - exp(-(x - target)' precision (x - target) / 2)], [] in [0, 1].
 
-    Deisenroth and Rasmussen (2011), Sec. 2.2 and 3.2.
+    The cost of Deisenroth and Rasmussen (2011).
     """
     away = x.mean - target
     spread = jnp.eye(len(away)) + x.cov @ precision

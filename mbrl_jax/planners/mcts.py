@@ -64,7 +64,7 @@ class SearchModel(NamedTuple):
     value: Value  # for the player to move; may be a sample
 
 
-Model = SearchModel
+Model = SearchModel  # its name before, which code outside uses
 
 
 class _Place(NamedTuple):

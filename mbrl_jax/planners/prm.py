@@ -87,9 +87,8 @@ def prm_star(
 ) -> Search:
     """`prm` whose path becomes shortest with ever more samples.
 
-    For n nodes, start and goal among them, the radius is gamma (log n / n)^(1/D);
-    gamma is `radius_factor` times
-    the bound of their Theorem 34.
+    For n nodes, start and goal among them, the radius is gamma (log n / n)^(1/D); gamma
+    is `radius_factor` times the bound of their Theorem 34.
     """
     size, n = len(start), num_samples + 2
     shrinking = 2 * ((1 + 1 / size) * jnp.log(n) / n) ** (1 / size)

@@ -208,4 +208,5 @@ def unroll(
 def normalise_obs(stats: Statistics, obs: Array) -> Array:
     """Normalised; 0 in place of what is not finite, or next to it, so that one never
     acts on that."""
-    return jnp.where(finite.moderate(obs), (obs - stats.mean) / stats.std, 0)
+    seen = (obs - stats.mean) / stats.std
+    return jnp.where(finite.moderate(obs) & jnp.isfinite(seen), seen, 0)

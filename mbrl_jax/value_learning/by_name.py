@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 from mbrl_jax.ops import checks
@@ -11,12 +10,7 @@ from mbrl_jax.types import Env
 from mbrl_jax.value_learning import dqn, naf, sac, td3
 from mbrl_jax.value_learning.parts import ValueLearner
 
-_LEARNERS: dict[str, Callable[[Env, Any], ValueLearner]] = {
-    "sac": sac.make,
-    "td3": td3.make,
-    "naf": naf.make,
-    "dqn": dqn.make,
-}
+_LEARNERS: dict[str, Any] = {"sac": sac, "td3": td3, "naf": naf, "dqn": dqn}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +27,6 @@ class Config:
 def make(env: Env, config: Config) -> ValueLearner:
     """Raises ValueError for what cannot be."""
     checks.one_of(config, "name", _LEARNERS)
-    for learner in (sac, td3, naf, dqn):  # those that are not in use, too
-        own = learner.__name__.rpartition(".")[2]
-        checks.under(own, learner.validate, getattr(config, own))
-    return _LEARNERS[config.name](env, getattr(config, config.name))
+    for name, learner in _LEARNERS.items():  # those that are not in use, too
+        checks.under(name, learner.validate, getattr(config, name))
+    return _LEARNERS[config.name].make(env, getattr(config, config.name))

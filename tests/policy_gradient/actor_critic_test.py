@@ -97,6 +97,13 @@ def test_one_acts_on_what_is_finite_only(config: Config, explore: bool):
             np.testing.assert_allclose(x, y, atol=1e-5)
 
 
+def test_what_is_too_large_to_be_seen_is_0():
+    """In itself, or in units in which the data hardly varied."""
+    stats = normalize.Statistics(jnp.zeros(4), jnp.array([1.0, 1.0, 1e-30, 2.0]))
+    seen = actor_critic.normalise_obs(stats, jnp.array([1e30, jnp.nan, 1e10, 3.0]))
+    np.testing.assert_allclose(seen, [0, 0, 0, 1.5])
+
+
 def test_a_policy_samples_or_takes_the_most_likely():
     net, agent = make("point_mass", SMALL)
     obs, limit = jnp.ones(net.obs_size), envs.make("point_mass").action_limit
