@@ -55,9 +55,10 @@ def known() -> Transition:
 def imagined(monkeypatch: pytest.MonkeyPatch, starts: str, actions: str) -> Transition:
     """The first steps of the futures, then the second, [2, NUM, ...]."""
 
+    make = sac_learner.make
+
     def learner(env: Env, config: sac_learner.Config) -> ValueLearner:
-        made = sac_learner.make(env, config)
-        return made._replace(
+        return make(env, config)._replace(
             init=lambda key: (),
             explore=lambda state: always(POLICY),
             policy=lambda state: always(9.0),
@@ -66,7 +67,7 @@ def imagined(monkeypatch: pytest.MonkeyPatch, starts: str, actions: str) -> Tran
     monkeypatch.setattr(off_policy, "make", lambda env, hooks, config: hooks)
     monkeypatch.setattr(ensemble, "make", still)
     monkeypatch.setattr(policies, "uniform", lambda env: always(UNIFORM))
-    monkeypatch.setitem(by_name._LEARNERS, "sac", learner)
+    monkeypatch.setattr(sac_learner, "make", learner)
     config = dataclasses.replace(CONFIG, starts=starts, actions=actions)
     hooks: Any = dyna.make(ENV, config)
 
