@@ -14,7 +14,7 @@ float64: variances are differences of large numbers.
 
 from collections.abc import Callable
 from itertools import combinations_with_replacement
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -156,11 +156,10 @@ def kernels(x: Normal, f: Kernels) -> Moments:
         left, right = centred * left[None], centred * right[None]
         ends = logs[a] + ((left @ Q) * left).sum(axis=1) - log_det / 2
         starts = logs[b] + ((right @ Q) * right).sum(axis=1)
-        L = jnp.exp(ends[:, None] + starts[None] + 2 * left @ Q @ right.T)
-        value = f.weights[a] @ L @ f.weights[b]
+        weights = jnp.outer(f.weights[a], f.weights[b])
         if f.precision is not None:
-            value -= jnp.where(a == b, (f.precision[a] * L).sum(), 0.0)
-        return value
+            weights -= jnp.where(a == b, f.precision[a], 0)
+        return _weighted_sum(weights, ends, starts, 2 * left @ Q, right)
 
     pairs = jnp.array(list(combinations_with_replacement(range(size), 2)))
     found = jax.lax.map(lambda pair: second(*pair), pairs)
@@ -169,6 +168,37 @@ def kernels(x: Normal, f: Kernels) -> Moments:
     if f.precision is not None:
         cov = cov + jnp.diag(f.signal_var)
     return Moments(means, cov, gains.T)
+
+
+@jax.custom_vjp
+def _weighted_sum(
+    weights: Array, ends: Array, starts: Array, left: Array, right: Array
+) -> Array:
+    """sum_ij weights_ij exp(ends_i + starts_j + left_i' right_j); [N, N], [N], [N, D].
+
+    The exponentials are computed once for the value and all of the gradient, for which
+    nothing of size [N, N] is kept but the weights.
+    """
+    return _weighted_sum_forward(weights, ends, starts, left, right)[0]
+
+
+def _weighted_sum_forward(
+    weights: Array, ends: Array, starts: Array, left: Array, right: Array
+) -> tuple[Array, Any]:
+    terms = weights * jnp.exp(ends[:, None] + starts[None] + left @ right.T)
+    rows = terms.sum(axis=1)
+    slopes = rows, terms.sum(axis=0), terms @ right, terms.T @ left
+    return rows.sum(), (slopes, (ends, starts, left, right))
+
+
+def _weighted_sum_backward(kept: Any, g: Array) -> tuple[Array, ...]:
+    slopes, (ends, starts, left, right) = kept
+    # of weights that do not vary it is not computed
+    terms = jnp.exp(ends[:, None] + starts[None] + left @ right.T)
+    return (g * terms, *(g * slope for slope in slopes))
+
+
+_weighted_sum.defvjp(_weighted_sum_forward, _weighted_sum_backward)
 
 
 def _inverse(matrix: Array) -> tuple[Array, Array]:

@@ -1,0 +1,386 @@
+"""Gaussian-process dynamics, one process per output (PILCO; Rasmussen and Williams).
+
+    f_e ~ GP(0, k_e),   change_e = f_e(inputs) + noise_e
+
+The inputs are the observation, with sin and cos in place of its angles, and the action;
+the outputs are the changes of the observation, and the reward where it is learned; k_e
+has a length scale for each input.  The hyperparameters maximise the marginal likelihood
+(Rasmussen and Williams, "Gaussian processes for machine learning", 2006, Eq. (5.8)), by
+BFGS from several starts, less PILCO's penalties on signal-to-noise ratios above
+`max_snr` and on length scales far from the spread of the data.  Deviation: the same for
+the signal, without which a constant output has no optimum.
+
+Of more rows than `max_exact` so many are inducing inputs, those farthest from each
+other, and the likelihood is Titsias's bound ("Variational learning of inducing
+variables in sparse Gaussian processes", 2009): FITC's rewards hyperparameters that
+explain the noise by where the inducing inputs lie, a bound does not.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jax.scipy.linalg import cho_solve, solve_triangular
+from jax.scipy.optimize import minimize
+
+from mbrl_jax import replay as replays
+from mbrl_jax.ops import checks
+from mbrl_jax.ops.moments import Kernels
+from mbrl_jax.replay import Replay
+from mbrl_jax.types import Array, Gaussian, Key, Metrics, Model
+
+POWER = 30  # of the penalties: next to nothing within their limits, a wall at them
+MOST_JITTERS = 10  # each ten times the one before
+LOG_2_PI = 1.8378770664093453
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Hyperparameters.  A float may be traced, as under vmap; an int fixes a shape."""
+
+    kernel: str = "squared_exponential"  # or matern52, which has no moments
+    max_exact: int = 300  # rows; of more, so many are inducing inputs
+    num_restarts: int = 2  # of the search for hyperparameters
+    max_iterations: int = 100  # of BFGS, per fit
+    max_snr: float = 1000.0  # the signal's std by the noise's, a penalty above
+    max_scale: float = 100.0  # of signal and length scales by the data's std, and back
+    angles: tuple[int, ...] = ()  # entries of obs seen as sin and cos
+    learn_reward: bool = False  # predict the reward, even if it is known
+
+
+class Hyper(NamedTuple):
+    """Logarithms, in units of the data's own spread."""
+
+    lengthscales: Array  # [..., I]
+    signal: Array  # [...], its std
+    noise: Array  # [...], its std
+
+
+class State(NamedTuple):
+    hyper: Hyper  # [G, ...]
+    kernels: Kernels  # of the posterior, in the data's units
+    noise_var: Array  # [G]
+
+
+class Data(NamedTuple):
+    """What the processes are fitted to, in units of its own spread."""
+
+    inputs: Array  # [N, I]
+    targets: Array  # [N, G]
+    valid: Array  # [N] bool; the other rows are 0
+    input_std: Array  # [I], 1 where it is 0
+    target_std: Array  # [G], about 0; 1 where it is 0
+
+
+def make(obs_size: int, action_size: int, config: Config = Config()) -> Model:
+    """The model.  Raises ValueError for a configuration that cannot be."""
+    validate(config, obs_size)
+    num_targets = obs_size + config.learn_reward  # G
+    see = partial(inputs_of, config.angles)
+    blank = jnp.zeros(obs_size), jnp.zeros(action_size)
+    num_inputs = jax.eval_shape(see, *blank).shape[0]  # I
+
+    def init(key: Key) -> State:
+        """The prior."""
+        del key
+        one = jnp.ones(num_targets)
+        hyper = Hyper(jnp.zeros((num_targets, num_inputs)), 0 * one, _log_noise(one))
+        number = config.max_exact
+        kernels = Kernels(
+            jnp.zeros((number, num_inputs)),
+            jnp.zeros((num_targets, number)),
+            jnp.ones((num_targets, num_inputs)),
+            one,
+            jnp.zeros((num_targets, number, number)),
+        )
+        return State(hyper, kernels, jnp.exp(2 * hyper.noise))
+
+    def fit(key: Key, state: State, replay: Replay) -> tuple[State, Metrics]:
+        data = in_own_units(see, replay, config)
+        centres, there = inducing(data, config.max_exact)
+        keys = jax.random.split(key, num_targets)
+
+        def one(key: Key, hyper: Hyper, y: Array) -> tuple:
+            hyper, loss = hyperparameters(key, hyper, y, data, centres, there, config)
+            return hyper, loss, *condition(hyper, y, data, centres, there, config)
+
+        hyper, losses, weights, precision, num_jitters = jax.vmap(one)(
+            keys, state.hyper, data.targets.T
+        )
+        lengths, signal, noise = jax.tree.map(jnp.exp, hyper)
+        std = data.target_std
+        kernels = Kernels(
+            centres * data.input_std[None],
+            weights / std[:, None],
+            lengths * data.input_std[None],
+            (signal * std) ** 2,
+            precision / std[:, None, None] ** 2,
+        )
+        return State(hyper, kernels, (noise * std) ** 2), {
+            "model/loss": losses.mean(),
+            "model/signal_to_noise": (signal / noise).mean(),
+            "model/num_jitters": num_jitters.sum(),
+        }
+
+    def members(state: State) -> State:
+        return jax.tree.map(lambda x: x[None], state)
+
+    def predict(member: State, obs: Array, action: Array) -> Gaussian:
+        mean, var = posterior(config.kernel, member.kernels, see(obs, action))
+        origin = jnp.concatenate([obs, jnp.zeros(num_targets - obs_size)])
+        return Gaussian(origin + mean, jnp.sqrt(var + member.noise_var))
+
+    return Model(init, fit, members, predict)
+
+
+def validate(config: Config, obs_size: int) -> None:
+    checks.one_of(config, "kernel", KERNELS)
+    checks.at_least(config, 1, "max_exact", "num_restarts", "max_iterations")
+    checks.at_least(config, 2, "max_snr", "max_scale")
+    if not set(config.angles) <= set(range(obs_size)):
+        raise ValueError(f"angles are {config.angles}, of an obs of size {obs_size}")
+
+
+def inputs_of(angles: tuple[int, ...], obs: Array, action: Array) -> Array:
+    """[I], in the order of `moments.with_angles`, then the action."""
+    others = jnp.array([i for i in range(len(obs)) if i not in angles], int)
+    angle = obs[jnp.array(angles, int)]
+    trig = jnp.stack([jnp.sin(angle), jnp.cos(angle)], axis=1).ravel()
+    return jnp.concatenate([obs[others], trig, action])
+
+
+def in_own_units(
+    see: Callable[[Array, Array], Array], replay: Replay, config: Config
+) -> Data:
+    rows, valid = replay.data, replays.valid(replay)
+    inputs = jax.vmap(see)(rows.obs, rows.action)
+    targets = rows.next_obs - rows.obs
+    if config.learn_reward:
+        targets = jnp.column_stack([targets, rows.reward])
+    keep = lambda x: jnp.where(valid[:, None], x, 0)
+    inputs, targets = keep(inputs), keep(targets)
+    number = jnp.maximum(valid.sum(), 1)
+    away = keep(inputs - inputs.sum(axis=0)[None] / number)
+
+    def spread(x: Array) -> Array:
+        std = jnp.sqrt((x**2).sum(axis=0) / number)
+        return jnp.where(std > 0, std, 1.0)
+
+    input_std, target_std = spread(away), spread(targets)
+    return Data(
+        inputs / input_std[None],
+        targets / target_std[None],
+        valid,
+        input_std,
+        target_std,
+    )
+
+
+def inducing(data: Data, number: int) -> tuple[Array, Array]:
+    """Inputs [N, I] of the posterior, and which of them count: all rows, or the
+    `number` of them that are farthest from each other, found greedily."""
+    inputs, valid = data.inputs, data.valid
+    if len(inputs) <= number:
+        rows = number - len(inputs)
+        return jnp.pad(inputs, ((0, rows), (0, 0))), jnp.pad(valid, (0, rows))
+
+    def pick(nearest: Array, _: None) -> tuple[Array, tuple[Array, Array]]:
+        at = jnp.argmax(nearest)
+        away = jnp.square(inputs - inputs[at][None]).sum(axis=1)
+        return jnp.minimum(nearest, away), (inputs[at], nearest[at] > 0)
+
+    far = jnp.where(valid, jnp.inf, 0.0)  # from those that were picked
+    _, (centres, there) = jax.lax.scan(pick, far, length=number)
+    return jnp.where(there[:, None], centres, 0), there
+
+
+def hyperparameters(
+    key: Key,
+    last: Hyper,
+    y: Array,
+    data: Data,
+    centres: Array,
+    there: Array,
+    config: Config,
+) -> tuple[Hyper, Array]:
+    """Of one output y [N], and their loss; the best of the last ones and of several
+    searches, the first of which starts from them."""
+    first, unravel = ravel_pytree(last)
+    anew, _ = ravel_pytree(Hyper(0 * last.lengthscales, 0 * last.signal, _log_noise(1)))
+    noise = jax.random.normal(key, (config.num_restarts - 1, len(first)), first.dtype)
+    starts = jnp.concatenate([first[None], anew[None] + noise])
+
+    def loss(flat: Array) -> Array:
+        hyper = unravel(flat)
+        if len(data.inputs) <= config.max_exact:
+            value = negative_log_likelihood(hyper, y, data, config.kernel)
+        else:
+            value = -bound(hyper, y, data, centres, there, config.kernel)
+        return value + penalty(hyper, config, len(centres))
+
+    def search(start: Array) -> Array:
+        options = {"maxiter": config.max_iterations}
+        return minimize(loss, start, method="BFGS", options=options).x
+
+    found = jnp.concatenate([first[None], jax.vmap(search)(starts)])
+    losses = jax.vmap(loss)(found)
+    losses = jnp.where(jnp.isfinite(losses), losses, jnp.inf)
+    best = jnp.argmin(losses)
+    return unravel(found[best]), losses[best]
+
+
+def penalty(hyper: Hyper, config: Config, num_rows: int) -> Array:
+    """PILCO's, on what is too large to be believed; and less signal-to-noise than the
+    precision of the numbers bears."""
+    eps = jnp.finfo(hyper.noise.dtype).eps
+    max_snr = jnp.minimum(config.max_snr, (10 * num_rows * eps) ** -0.5)
+    ratio = (hyper.signal - hyper.noise) / jnp.log(max_snr)
+    scales = jnp.append(hyper.lengthscales, hyper.signal) / jnp.log(config.max_scale)
+    return ratio**POWER + (scales**POWER).sum()
+
+
+def negative_log_likelihood(hyper: Hyper, y: Array, data: Data, kernel: str) -> Array:
+    """Rasmussen and Williams (2006), Eq. (5.8)."""
+    cov = _cov(hyper, data.inputs, data.valid, kernel)
+    return _log_loss(cov, y) + data.valid.sum() * LOG_2_PI / 2
+
+
+@jax.custom_vjp
+def _log_loss(cov: Array, y: Array) -> Array:
+    """y' cov^-1 y / 2 + log det(cov) / 2."""
+    return _log_loss_forward(cov, y)[0]
+
+
+def _log_loss_forward(cov: Array, y: Array) -> tuple[Array, tuple[Array, Array]]:
+    root = jnp.linalg.cholesky(cov)
+    alpha = cho_solve((root, True), y)
+    return y @ alpha / 2 + jnp.log(jnp.diag(root)).sum(), (root, alpha)
+
+
+def _log_loss_backward(kept: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    """Eq. (5.9): several times as fast as differentiating the factorisation."""
+    root, alpha = kept
+    inverse = cho_solve((root, True), jnp.eye(len(root), dtype=root.dtype))
+    return g * (inverse - jnp.outer(alpha, alpha)) / 2, g * alpha
+
+
+_log_loss.defvjp(_log_loss_forward, _log_loss_backward)
+
+
+class Factors(NamedTuple):
+    """Of the sparse posterior, in Titsias's notation."""
+
+    left: Array  # [M, M], L L' = K_mm
+    right: Array  # [M, M], R R' = B = 1 + A A'
+    A: Array  # [M, N], L^-1 K_mn / std of the noise
+    c: Array  # [M], R^-1 A y / std of the noise
+
+
+def _factors(
+    hyper: Hyper, y: Array, data: Data, centres: Array, there: Array, kernel: str
+) -> Factors:
+    lengths, signal, noise = jax.tree.map(jnp.exp, hyper)
+    jitter = signal**2 * jnp.sqrt(jnp.finfo(y.dtype).eps)
+    quiet = hyper._replace(noise=jnp.log(jitter) / 2)
+    left = jnp.linalg.cholesky(_cov(quiet, centres, there, kernel))
+    scaled, rows = centres / lengths[None], data.inputs / lengths[None]
+    cross = signal**2 * KERNELS[kernel](scaled, rows)
+    cross = jnp.where(there[:, None] & data.valid[None], cross, 0)
+    A = solve_triangular(left, cross, lower=True) / noise
+    right = jnp.linalg.cholesky(jnp.eye(len(A), dtype=A.dtype) + A @ A.T)
+    return Factors(left, right, A, solve_triangular(right, A @ y, lower=True) / noise)
+
+
+def bound(
+    hyper: Hyper, y: Array, data: Data, centres: Array, there: Array, kernel: str
+) -> Array:
+    """Of the log marginal likelihood, from below (Titsias, 2009, Eq. (9))."""
+    _, right, A, c = _factors(hyper, y, data, centres, there, kernel)
+    number, noise = data.valid.sum(), hyper.noise
+    fit = y @ y * jnp.exp(-2 * noise) - c @ c
+    unexplained = number * jnp.exp(2 * (hyper.signal - noise)) - (A**2).sum()
+    logs = jnp.log(jnp.diag(right)).sum() + number * (noise + LOG_2_PI / 2)
+    return -(fit + unexplained) / 2 - logs
+
+
+def condition(
+    hyper: Hyper, y: Array, data: Data, centres: Array, there: Array, config: Config
+) -> tuple[Array, Array, Array]:
+    """Weights [N] and precision [N, N] of the posterior of one output, and how often
+    noise had to be added for it to exist."""
+    eye = jnp.eye(len(centres), dtype=y.dtype)
+    if len(data.inputs) > config.max_exact:
+        left, right, _, c = _factors(hyper, y, data, centres, there, config.kernel)
+        both = solve_triangular(
+            right, solve_triangular(left, eye, lower=True), lower=True
+        )
+        weights = both.T @ c
+        alone = solve_triangular(left, eye, lower=True)
+        return weights, alone.T @ alone - both.T @ both, jnp.zeros((), jnp.int32)
+    y = jnp.pad(y, (0, len(centres) - len(y)))
+    root, num_jitters = _root(_cov(hyper, centres, there, config.kernel))
+    precision = jnp.where(jnp.outer(there, there), cho_solve((root, True), eye), 0)
+    return precision @ y, precision, num_jitters
+
+
+def _root(cov: Array) -> tuple[Array, Array]:
+    """Of `cov` and as little noise as makes it definite, and the number of trials."""
+    least = jnp.finfo(cov.dtype).eps * jnp.diag(cov).max()
+    eye = jnp.eye(len(cov), dtype=cov.dtype)
+
+    def more(carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        number = carry[1] + 1
+        return jnp.linalg.cholesky(cov + least * 10.0**number * eye), number
+
+    broken = lambda carry: ~jnp.isfinite(carry[0]).all() & (carry[1] < MOST_JITTERS)
+    first = jnp.linalg.cholesky(cov), jnp.zeros((), jnp.int32)
+    return jax.lax.while_loop(broken, more, first)
+
+
+def posterior(kernel: str, f: Kernels, x: Array) -> tuple[Array, Array]:
+    """Mean [G] and variance [G], that of observations not included, at x [I]."""
+
+    def one(weights: Array, lengths: Array, signal: Array, precision: Array) -> tuple:
+        scaled = f.inputs / lengths[None]
+        k = signal * KERNELS[kernel]((x / lengths)[None], scaled)[0]
+        return k @ weights, jnp.maximum(signal - k @ precision @ k, 0)
+
+    assert f.precision is not None
+    return jax.vmap(one)(f.weights, f.lengthscales, f.signal_var, f.precision)
+
+
+def _cov(hyper: Hyper, inputs: Array, valid: Array, kernel: str) -> Array:
+    """Of noisy observations at `inputs` [N, I]; of the others that of unit noise."""
+    lengths, signal, noise = jax.tree.map(jnp.exp, hyper)
+    scaled = inputs / lengths[None]
+    cov = signal**2 * KERNELS[kernel](scaled, scaled)
+    cov = jnp.where(jnp.outer(valid, valid), cov, 0)
+    return cov + jnp.diag(jnp.where(valid, noise**2, 1.0))
+
+
+def squared_exponential(a: Array, b: Array) -> Array:
+    """[N, I], [M, I] -> [N, M]; 1 at a distance of 0."""
+    return jnp.exp(-_square_distances(a, b) / 2)
+
+
+def matern52(a: Array, b: Array) -> Array:
+    """Rasmussen and Williams (2006), Eq. (4.17)."""
+    square = 5 * _square_distances(a, b)
+    distance = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
+    return (1 + distance + square / 3) * jnp.exp(-distance)
+
+
+KERNELS = {"squared_exponential": squared_exponential, "matern52": matern52}
+
+
+def _square_distances(a: Array, b: Array) -> Array:
+    return jnp.square(a[:, None] - b[None]).sum(axis=-1)
+
+
+def _log_noise(one: Array | float) -> Array:
+    """Where the search begins: a tenth of the signal."""
+    return jnp.log(0.1 * jnp.asarray(one, float))

@@ -1,0 +1,208 @@
+"""The Gaussian process against its definition, and what it makes of bad data."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from mbrl_jax import replay
+from mbrl_jax.models import gaussian_process as gp
+from mbrl_jax.replay import Replay
+from mbrl_jax.types import Transition
+
+pytestmark = pytest.mark.usefixtures("double")
+
+NUM_ROWS = 40
+CONFIG = gp.Config(max_exact=48, num_restarts=1, max_iterations=30)
+NOISE = 0.02
+
+
+def data(capacity: int = 48, number: int = NUM_ROWS, units: Any = 1.0) -> Replay:
+    """x' = x + (sin(3 x0) u, 0.2 x1) with noise, in other units where given."""
+    rng = np.random.default_rng(0)
+    obs, action = rng.normal(size=(number, 2)), rng.uniform(-1, 1, size=(number, 1))
+    change = np.column_stack([np.sin(3 * obs[:, 0]) * action[:, 0], 0.2 * obs[:, 1]])
+    change = change + NOISE * rng.normal(size=change.shape)
+    obs, change = obs * units, change * units
+    flags = jnp.zeros(number, bool)
+    rows = Transition(
+        jnp.array(obs), jnp.array(action), jnp.zeros(number), jnp.array(obs + change),
+        flags, flags,
+    )  # fmt: skip
+    return replay.insert(replay.init(2, 1, capacity), rows, jnp.ones(number, bool))
+
+
+fit = jax.jit(gp.make(2, 1, CONFIG).fit)
+
+
+def fitted(data: Replay) -> tuple[gp.State, dict]:
+    model = gp.make(2, 1, CONFIG)
+    return fit(jax.random.key(1), model.init(jax.random.key(0)), data)
+
+
+def definition(state: gp.State, data: Replay, x: np.ndarray) -> tuple:
+    """Mean, variance and log-likelihood [G] by the normal distribution of all data."""
+    rows = jax.tree.map(lambda a: np.asarray(a)[: int(data.size)], data.data)
+    inputs = np.column_stack([rows.obs, rows.action])
+    targets, found = rows.next_obs - rows.obs, []
+    for e in range(targets.shape[1]):
+        lengths, var = (
+            np.asarray(state.kernels.lengthscales[e]),
+            float(state.noise_var[e]),
+        )
+        signal = float(state.kernels.signal_var[e])
+
+        def k(
+            a: np.ndarray, b: np.ndarray, lengths=lengths, signal=signal
+        ) -> np.ndarray:
+            away = (a[:, None] - b[None]) / lengths
+            return signal * np.exp(-(away**2).sum(axis=-1) / 2)
+
+        cov = k(inputs, inputs) + var * np.eye(len(inputs))
+        cross = k(x[None], inputs)[0]
+        mean = cross @ np.linalg.solve(cov, targets[:, e])
+        left = signal - cross @ np.linalg.solve(cov, cross)
+        zero = np.zeros(len(inputs))
+        likelihood = stats.multivariate_normal(zero, cov).logpdf(targets[:, e])
+        found.append((mean, left + var, likelihood))
+    return tuple(np.array(column) for column in zip(*found, strict=True))
+
+
+def test_posterior_and_likelihood_are_those_of_the_definition() -> None:
+    known = data()
+    state, metrics = fitted(known)
+    x = np.array([0.3, -0.4, 0.5])
+    mean, var, likelihood = definition(state, known, x)
+    found = gp.make(2, 1, CONFIG).predict(state, jnp.array(x[:2]), jnp.array(x[2:]))
+    np.testing.assert_allclose(found.mean, x[:2] + mean, rtol=1e-8)
+    np.testing.assert_allclose(found.std**2, var, rtol=1e-8)
+    seen = gp.in_own_units(partial(gp.inputs_of, ()), known, CONFIG)
+    of_output = lambda hyper, y: gp.negative_log_likelihood(
+        hyper, y, seen, "squared_exponential"
+    )
+    loss = jax.vmap(of_output)(state.hyper, seen.targets.T)
+    # in units of the targets' own spread
+    expected = -likelihood - NUM_ROWS * np.log(seen.target_std)
+    np.testing.assert_allclose(loss, expected, rtol=1e-8)
+    limit = np.log(CONFIG.max_snr)
+    penalty = ((state.hyper.signal - state.hyper.noise) / limit) ** 30
+    scales = np.column_stack([state.hyper.lengthscales, state.hyper.signal])
+    penalty += ((scales / np.log(CONFIG.max_scale)) ** 30).sum(axis=1)
+    np.testing.assert_allclose(metrics["model/loss"], np.mean(loss + penalty))
+
+
+def test_the_noise_is_found_and_what_does_not_matter_has_long_scales() -> None:
+    state, metrics = fitted(data())
+    assert metrics["model/num_jitters"] == 0
+    np.testing.assert_allclose(np.sqrt(state.noise_var), NOISE, rtol=0.4)
+    first, second = np.asarray(state.kernels.lengthscales)
+    assert first[1] > 5 * first[0]
+    assert second[0] > 5
+    assert second[2] > 5
+
+
+def test_any_unit() -> None:
+    units = np.array([1e6, 1e-6])
+    model, at, action = gp.make(2, 1, CONFIG), jnp.array([0.3, -0.4]), jnp.array([0.5])
+    one = model.predict(fitted(data())[0], at, action)
+    other = model.predict(fitted(data(units=units))[0], at * units, action)
+    np.testing.assert_allclose(other.mean / units, one.mean, rtol=1e-4)
+    np.testing.assert_allclose(other.std / units, one.std, rtol=1e-3)
+
+
+def test_the_gradient_of_the_likelihood() -> None:
+    seen = gp.in_own_units(partial(gp.inputs_of, ()), data(), CONFIG)
+    hyper = gp.Hyper(jnp.array([0.1, 0.3, -0.2]), jnp.array(0.2), jnp.array(-1.5))
+    flat, unravel = jax.flatten_util.ravel_pytree(hyper)
+
+    def value(flat: Any, of: Any) -> Any:
+        y = seen.targets[:, 0]
+        if of == "exact":
+            return gp.negative_log_likelihood(unravel(flat), y, seen, "matern52")
+        return gp.bound(unravel(flat), y, seen, seen.inputs[:9], seen.valid[:9], of)
+
+    for of in ("exact", "squared_exponential"):
+        gradient = jax.grad(value)(flat, of)
+        for i in range(len(flat)):
+            nudge = 1e-5 * jnp.eye(len(flat))[i]
+            slope = (value(flat + nudge, of) - value(flat - nudge, of)) / 2e-5
+            assert abs(slope - gradient[i]) < 1e-5 * max(1, abs(slope))
+
+
+def test_the_bound_is_the_likelihood_where_all_rows_are_inducing() -> None:
+    seen = gp.in_own_units(partial(gp.inputs_of, ()), data(), CONFIG)
+    hyper = gp.Hyper(jnp.array([0.1, 0.3, -0.2]), jnp.array(0.2), jnp.array(-1.5))
+    args = hyper, seen.targets[:, 0], seen
+    exact = -gp.negative_log_likelihood(*args, "squared_exponential")
+    bound = lambda rows: gp.bound(
+        *args, seen.inputs[rows], seen.valid[rows], "squared_exponential"
+    )
+    np.testing.assert_allclose(bound(slice(None)), exact, rtol=1e-5)
+    assert bound(slice(0, 9)) < exact - 1
+
+
+def test_few_inducing_inputs_predict_nearly_as_all_do() -> None:
+    known, at, action = data(), jnp.array([0.3, -0.4]), jnp.array([0.5])
+    exact = gp.make(2, 1, CONFIG).predict(fitted(known)[0], at, action)
+    config = gp.Config(max_exact=30, num_restarts=1, max_iterations=30)
+    model = gp.make(2, 1, config)
+    state, _ = model.fit(jax.random.key(1), model.init(jax.random.key(0)), known)
+    sparse = model.predict(state, at, action)
+    assert np.abs(sparse.mean - exact.mean).max() < 5 * NOISE
+
+
+def test_inducing_inputs_are_far_from_each_other() -> None:
+    seen = gp.in_own_units(partial(gp.inputs_of, ()), data(), CONFIG)
+    centres, there = gp.inducing(seen, 8)
+    assert there.all()
+    away = jnp.linalg.norm(centres[:, None] - centres[None], axis=-1) + 9 * jnp.eye(8)
+    every = jnp.linalg.norm(seen.inputs[:8, None] - seen.inputs[None, :8], axis=-1)
+    assert away.min() > 2 * (every + 9 * jnp.eye(8)).min()
+
+
+@pytest.mark.parametrize(
+    "case", ["constant", "duplicated", "single", "none", "float32"]
+)
+def test_bad_data_gives_a_finite_posterior(case: str) -> None:
+    known = data()
+    rows = known.data
+    if case == "constant":
+        known = known._replace(data=rows._replace(next_obs=rows.obs + 0 * rows.obs))
+    if case == "duplicated":
+        same = jax.tree.map(lambda x: jnp.broadcast_to(x[:1], x.shape), rows)
+        known = known._replace(data=same)
+    if case in ("single", "none"):
+        known = known._replace(size=jnp.array(case == "single", jnp.int32))
+    if case == "float32":
+        known = jax.tree.map(
+            lambda x: x.astype(jnp.float32) if x.dtype == jnp.float64 else x, known
+        )
+    state, metrics = fitted(known)
+    found = gp.make(2, 1, CONFIG).predict(
+        state, known.data.obs[0], known.data.action[0]
+    )
+    assert all(jnp.isfinite(x).all() for x in jax.tree.leaves((state, metrics, found)))
+    if case == "constant":
+        np.testing.assert_allclose(found.mean, known.data.obs[0], atol=1e-6)
+
+
+def test_noise_is_added_until_there_is_a_factor() -> None:
+    singular = jnp.ones((4, 4)) - 1e-13 * jnp.eye(4)
+    root, number = gp._root(singular)
+    assert number > 0
+    assert jnp.isfinite(root).all()
+    _, number = gp._root(jnp.eye(4))
+    assert number == 0
+
+
+def test_angles_are_seen_as_sin_and_cos() -> None:
+    found = gp.inputs_of((1,), jnp.array([3.0, 0.5]), jnp.array([7.0]))
+    np.testing.assert_allclose(found, [3, np.sin(0.5), np.cos(0.5), 7])
+    with pytest.raises(ValueError, match="angles"):
+        gp.make(2, 1, gp.Config(angles=(2,)))
+    with pytest.raises(ValueError, match="kernel"):
+        gp.make(2, 1, gp.Config(kernel="linear"))
