@@ -29,6 +29,18 @@ class EnvState(NamedTuple):
     sim: PyTree  # the simulator's own state
 
 
+class Belief(NamedTuple):
+    """What methods need that follow a Gaussian over observations, such as PILCO."""
+
+    mean: tuple[float, ...]  # [O] of the first observation
+    std: tuple[
+        float, ...
+    ]  # [O] of the first observation, whose entries are independent
+    angles: tuple[int, ...]  # entries of an observation that are angles, rad
+    reward: Callable[[Array, Array], Array]
+    # (mean [O], cov [O, O]) of the next observation -> expected reward []
+
+
 class Env(NamedTuple):
     """An environment.  Actions lie in [-action_limit, action_limit] in every dimension.
 
@@ -53,6 +65,7 @@ class Env(NamedTuple):
     # states stacked over time, [T, ...] -> uint8 [T, height, width, 3]; not under jit
     num_actions: int = 0  # of a discrete environment
     host: bool = False  # steps outside jax, one run at a time: never vmap it
+    belief: Belief | None = None  # where it is known
 
 
 class Transition(NamedTuple):

@@ -45,7 +45,7 @@ FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 # its own only; * is all that has no row.  Where nothing is said, from nothing.
 ROWS = {
     "vocabulary": ("rollout networks *", "policies gathering"),
-    "envs": ("returned", "simulator brax_tasks", "*", "systems", "__init__"),
+    "envs": ("returned", "simulator brax_tasks saturating", "*", "systems", "__init__"),
     "planners": ("transcription ilqr mcts", "*", "collocation_mesh mpc"),
     "models": ("ensemble propagation", "outcomes", "*", "aggregation"),
     "gradients": ("closed_loop", "*", "windows"),

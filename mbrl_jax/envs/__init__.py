@@ -26,11 +26,13 @@ from mbrl_jax.types import Env
 _OWN: dict[str, Callable[[], Env]] = {
     "pendulum": pendulum.make,
     "pendulum_no_velocity": pendulum.no_velocity,
+    "pendulum_pilco": pendulum.pilco,
     "cartpole": cartpole.discrete,
     "cartpole_no_velocity": cartpole.no_velocity,
     "cartpole_swingup": cartpole.swingup,
     "cartpole_balance": cartpole.balance,
     "cartpole_pets": cartpole.pets,
+    "cartpole_pilco": cartpole.pilco,
     "acrobot": acrobot.make,
     "reacher": reacher.make,
     "point_mass": point_mass.make,

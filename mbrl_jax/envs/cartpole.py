@@ -1,4 +1,6 @@
-"""Carts with a pole: `swingup`, `balance`, `discrete`, and the PETS paper's, `pets`.
+"""Carts with a pole: `swingup`, `balance`, `discrete`, and those of papers.
+
+`pets` is that of the PETS paper, `pilco` that of PILCO.
 
 The equations are those of Barto, Sutton and Anderson, "Neuronlike adaptive elements
 that can solve difficult learning control problems", 1983, corrected as in Florian,
@@ -6,17 +8,18 @@ that can solve difficult learning control problems", 1983, corrected as in Flori
 friction and for a pole of any inertia.  Units: m, rad, s, N; th = 0 upright, positive
 to the right.
 
-The ends of the track are buffers: a spring and a damper that set in smoothly, so every
+The ends of a track are buffers: a spring and a damper that set in smoothly, so every
 step can be differentiated.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from mbrl_jax.envs import simulator
+from mbrl_jax.envs import saturating, simulator
 from mbrl_jax.ops import raster
 from mbrl_jax.ops.circle import cos_sin
 from mbrl_jax.types import Array, Env, Key
@@ -76,7 +79,7 @@ def buffer_force(buffers: Buffers, x: Array, x_dot: Array) -> Array:
 
 def integrate(
     system: CartPole,
-    buffers: Buffers,
+    buffers: Buffers | None,  # None: a track without end
     state: Array,  # [4]
     action: Array,  # [1]
     dt: float,
@@ -86,7 +89,9 @@ def integrate(
 
     def derivative(state: Motion) -> Motion:
         x, x_dot, _, th_dot = state
-        force = system.gear * action[0] + buffer_force(buffers, x, x_dot)
+        force = system.gear * action[0]
+        if buffers is not None:
+            force += buffer_force(buffers, x, x_dot)
         x_ddot, th_ddot = accelerations(system, state, force)
         return x_dot, x_ddot, th_dot, th_ddot
 
@@ -324,6 +329,57 @@ def pets_dynamics(state: Array, action: Array, system: CartPole = PETS) -> Array
     return state.at[2].add(-upright)
 
 
+# --- PILCO: the cart and pole of Deisenroth, McHutchon, Hall and Rasmussen, 2013.
+
+PILCO = SWINGUP._replace(gear=1.0)
+PILCO_DT, PILCO_SUBSTEPS = 0.1, 16
+PILCO_START, PILCO_START_STD = (0.0, 0.0, math.pi, 0.0), (0.1, 0.1, 0.1, 0.1)
+PILCO_GOAL = saturating.Goal(
+    angles=(2,),
+    # the tip, m, of x, x_dot, th_dot, sin th, cos th
+    point=(
+        (1.0, 0.0, 0.0, SWINGUP_POLE_LENGTH, 0.0),
+        (0.0, 0.0, 0.0, 0.0, SWINGUP_POLE_LENGTH),
+    ),
+    place=(0.0, SWINGUP_POLE_LENGTH),
+    width=0.25,
+)
+
+
+def pilco(system: CartPole = PILCO) -> Env:
+    """Swing the pole up over the middle of a track without end, within 4 s.
+
+    Its constants may be traced; reward and drawing have their own.
+    obs (x, x_dot, th, th_dot), the angle not wrapped; action: the force in N, to 10.
+    reward: see `saturating`, of the tip, with a width of 0.25 m: 0 upright over x = 0,
+    -1 hanging.
+    Deviation: observations are without noise; the original's has a std of 0.01.
+    """
+
+    def initial(key: Key) -> Array:
+        std = jnp.array(PILCO_START_STD)
+        return jnp.array(PILCO_START) + std * jax.random.normal(key, (4,))
+
+    return simulator.make_env(
+        "cartpole_pilco",
+        initial=initial,
+        dynamics=lambda state, action: pilco_dynamics(state, action, system),
+        observe=lambda state: state,
+        reward=lambda obs, action, next_obs: saturating.reward(PILCO_GOAL, next_obs),
+        shapes=lambda state: _shapes(state, SWINGUP_POLE_LENGTH, None, goal=True),
+        view=raster.View((0.0, 0.0), half_height=0.86, height=180, width=360),
+        action_size=1,
+        action_limit=10.0,
+        episode_length=40,
+        belief=saturating.belief(PILCO_GOAL, PILCO_START, PILCO_START_STD),
+    )
+
+
+def pilco_dynamics(state: Array, action: Array, system: CartPole = PILCO) -> Array:
+    dt = PILCO_DT / PILCO_SUBSTEPS
+    return integrate(system, None, state, action, dt, PILCO_SUBSTEPS)
+
+
 def observe(state: Array) -> Array:
     """Of `swingup` and `pets`; `balance` shows the state as it is."""
     x, x_dot, th, th_dot = state
@@ -337,24 +393,40 @@ def place(obs: Array) -> Array:
 
 
 def _shapes(
-    state: Array, pole_length: float, limit: float, *, goal: bool
+    state: Array, pole_length: float, limit: float | None, *, goal: bool
 ) -> list[raster.Shapes]:
-    """The track with its ends, the place of the tip when solved, the cart and pole."""
+    """The track, the place of the tip when solved, the cart and pole."""
     size = 0.05 + 0.06 * pole_length  # m, half the height of the cart
     hinge = jnp.stack([state[0], jnp.zeros_like(state[0])])
     tip = hinge + pole_length * jnp.stack([jnp.sin(state[2]), jnp.cos(state[2])])
-    end = limit + 2 * size  # where the cart's side is when its middle is at the limit
-    left, right = jnp.array([-end, 0.0]), jnp.array([end, 0.0])
     target = jnp.array([0.0, pole_length])
     marks = [
         raster.disc(target, 1.5 * size, raster.GREEN, opacity=0.35),
         raster.disc(target, 0.4 * size, raster.GREEN),
     ]
-    return (marks if goal else []) + [
+    return (
+        (marks if goal else [])
+        + _track(limit, size)
+        + [
+            raster.box(
+                hinge, jnp.array([1.7, 0.7]) * size, raster.INK, radius=0.3 * size
+            ),
+            raster.capsule(hinge, tip, 0.4 * size, raster.AMBER),
+            raster.disc(hinge, 0.25 * size, raster.PAPER),
+        ]
+    )
+
+
+def _track(limit: float | None, size: float) -> list[raster.Shapes]:
+    """With its ends, if it has some, where the cart's sides are at the limits."""
+    if limit is None:
+        far = 100.0 * size
+        return [raster.capsule((-far, 0.0), (far, 0.0), 0.12 * size, raster.STEEL)]
+    end = limit + 2 * size
+    left, right = jnp.array([-end, 0.0]), jnp.array([end, 0.0])
+    up = jnp.array([0.0, size])
+    return [
         raster.capsule(left, right, 0.12 * size, raster.STEEL),
-        raster.capsule(left, left + jnp.array([0.0, size]), 0.2 * size, raster.STEEL),
-        raster.capsule(right, right + jnp.array([0.0, size]), 0.2 * size, raster.STEEL),
-        raster.box(hinge, jnp.array([1.7, 0.7]) * size, raster.INK, radius=0.3 * size),
-        raster.capsule(hinge, tip, 0.4 * size, raster.AMBER),
-        raster.disc(hinge, 0.25 * size, raster.PAPER),
+        raster.capsule(left, left + up, 0.2 * size, raster.STEEL),
+        raster.capsule(right, right + up, 0.2 * size, raster.STEEL),
     ]

@@ -3,14 +3,17 @@
 obs (cos th, sin th, th_dot), th = 0 upright, positive anticlockwise, in rad and rad/s;
 action: torque in N m.  Constants and the semi-implicit Euler step are Gymnasium's
 (Towers et al., 2024, `classic_control/pendulum.py`), so the returns compare.
+
+`pilco` is the pendulum of PILCO.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from mbrl_jax.envs import simulator
+from mbrl_jax.envs import saturating, simulator
 from mbrl_jax.ops import raster
 from mbrl_jax.types import Array, Env, Key
 
@@ -93,3 +96,58 @@ def shapes(state: Array, length: float) -> list[raster.Shapes]:
         raster.capsule(hinge, tip, 0.08, raster.BLUE),
         raster.disc(hinge, 0.05, raster.INK),
     ]
+
+
+# --- The pendulum of PILCO (Deisenroth, McHutchon, Hall and Rasmussen, 2013).
+
+PILCO = Pendulum(gravity=9.82, mass=1.0, length=1.0, damping=0.01)
+PILCO_DT, PILCO_SUBSTEPS = 0.1, 8
+PILCO_MAX_TORQUE = 2.5  # N m
+PILCO_START, PILCO_START_STD = (math.pi, 0.0), (0.1, 0.1)
+PILCO_GOAL = saturating.Goal(
+    angles=(0,),
+    point=((0.0, -1.0, 0.0), (0.0, 0.0, 1.0)),  # the tip, m
+    place=(0.0, 1.0),
+    width=0.5,
+)
+
+
+def pilco(pendulum: Pendulum = PILCO) -> Env:
+    """Swing the rod up from hanging, within 4 s.
+
+    Its constants may be traced; reward and drawing have their own.
+    obs (th, th_dot), the angle not wrapped; action: torque in N m.  reward: see
+    `saturating`, of the tip, with a width of 0.5 m: 0 upright, -1 hanging.
+    Deviation: observations are without noise; the original's has std (0.01, 0.1).
+    """
+    return simulator.make_env(
+        "pendulum_pilco",
+        initial=pilco_initial,
+        dynamics=lambda state, action: pilco_dynamics(state, action, pendulum),
+        observe=lambda state: state,
+        reward=lambda obs, action, next_obs: saturating.reward(PILCO_GOAL, next_obs),
+        shapes=lambda state: shapes(state, PILCO.length),
+        view=raster.View(centre=(0.0, 0.0), half_height=1.4),
+        action_size=1,
+        action_limit=PILCO_MAX_TORQUE,
+        episode_length=40,
+        belief=saturating.belief(PILCO_GOAL, PILCO_START, PILCO_START_STD),
+    )
+
+
+def pilco_initial(key: Key) -> Array:
+    """The physical state (th, th_dot), [2]."""
+    std = jnp.array(PILCO_START_STD)
+    return jnp.array(PILCO_START) + std * jax.random.normal(key, (2,))
+
+
+def pilco_dynamics(state: Array, action: Array, pendulum: Pendulum = PILCO) -> Array:
+    gravity, mass, length, damping = pendulum
+    inertia = mass * length**2 / 3  # about the hinge, kg m^2
+
+    def derivative(state: Array) -> Array:
+        angle, speed = state
+        weight = mass * gravity * length / 2 * jnp.sin(angle)
+        return jnp.stack([speed, (weight + action[0] - damping * speed) / inertia])
+
+    return simulator.rk4(derivative, state, PILCO_DT / PILCO_SUBSTEPS, PILCO_SUBSTEPS)

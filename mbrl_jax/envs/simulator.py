@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from mbrl_jax.envs import returned
 from mbrl_jax.ops import circle, raster
-from mbrl_jax.types import Array, Env, EnvState, Key, PyTree
+from mbrl_jax.types import Array, Belief, Env, EnvState, Key, PyTree
 
 State = TypeVar("State")
 
@@ -40,6 +40,7 @@ def make_env(
     action_limit: float = 0.0,
     num_actions: int = 0,
     episode_length: int,
+    belief: Belief | None = None,
 ) -> Env:
     """Clips actions, counts time, and keeps the types of a state from step to step.
 
@@ -121,6 +122,7 @@ def make_env(
         reward=lambda obs, action, next_obs: pay(obs, clip(action), next_obs),
         terminal=lambda obs, action, next_obs: end(obs, clip(action), next_obs),
         render=lambda env_states: draw_all(env_states.sim),
+        belief=belief,
     )
 
 
@@ -172,6 +174,7 @@ def _showing(env: Env, show: Callable[[EnvState], PyTree]) -> Env:
         step=lambda env_state, action: wrap(env.step(env_state.sim, action)),
         reward=None,  # of the observations of `env` only
         terminal=None,
+        belief=None,
         render=draw and (lambda env_states: draw(env_states.sim)),
     )
 

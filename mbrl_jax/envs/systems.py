@@ -161,4 +161,10 @@ _OWN = {
         lambda state: reacher.observe(_reacher_state(state)),
         lambda obs: jnp.concatenate(reacher.place(obs)),
     ),
+    "pendulum_pilco": ParametricSystem(
+        pendulum.PILCO, _last(pendulum.pilco_dynamics), _same, _same
+    ),
+    "cartpole_pilco": ParametricSystem(
+        cartpole.PILCO, _last(cartpole.pilco_dynamics), _same, _same
+    ),
 }

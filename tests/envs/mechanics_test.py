@@ -12,14 +12,12 @@ import pytest
 from mbrl_jax.envs import acrobot, cartpole, reacher, simulator
 from mbrl_jax.ops import two_link
 from mbrl_jax.types import Array
+from tests import lagrange
 
 
 class System(NamedTuple):
     acceleration: Callable[[Array, Array, Array], Array]  # (q, q_dot, forces) -> [2]
-    bodies: Callable[[Array], tuple[Array, Array]]  # q -> positions [2, 2], angles [2]
-    masses: tuple[float, float]
-    inertias: tuple[float, float]
-    gravity: float
+    bodies: lagrange.Bodies
 
 
 def arm(links: two_link.TwoLink) -> System:
@@ -32,10 +30,7 @@ def arm(links: two_link.TwoLink) -> System:
 
     return System(
         lambda q, q_dot, forces: two_link.acceleration(links, q, q_dot, forces),
-        bodies,
-        links.masses,
-        links.inertias,
-        links.gravity,
+        lagrange.Bodies(bodies, links.masses, links.inertias, links.gravity),
     )
 
 
@@ -51,35 +46,10 @@ def cart(system: cartpole.CartPole) -> System:
         positions = jnp.stack([hinge, hinge + system.pole_centre * up])
         return positions, jnp.stack([jnp.zeros_like(q[1]), q[1]])
 
+    masses, inertias = (system.cart_mass, system.pole_mass), (0.0, system.pole_inertia)
     return System(
-        acceleration,
-        bodies,
-        (system.cart_mass, system.pole_mass),
-        (0.0, system.pole_inertia),
-        system.gravity,
+        acceleration, lagrange.Bodies(bodies, masses, inertias, system.gravity)
     )
-
-
-def energies(system: System, q: Array, q_dot: Array) -> tuple[Array, Array]:
-    """Kinetic and potential, J."""
-    (positions, _), (velocities, turns) = jax.jvp(system.bodies, (q,), (q_dot,))
-    masses, inertias = jnp.array(system.masses), jnp.array(system.inertias)
-    kinetic = masses @ (velocities**2).sum(axis=1) + inertias @ turns**2
-    return kinetic / 2, system.gravity * masses @ positions[:, 1]
-
-
-def lagrange(system: System, q: Array, q_dot: Array, forces: Array) -> Array:
-    """q_ddot of d/dt (dL/dq_dot) - dL/dq = forces."""
-
-    def lagrangian(q: Array, q_dot: Array) -> Array:
-        kinetic, potential = energies(system, q, q_dot)
-        return kinetic - potential
-
-    momentum = jax.grad(lagrangian, argnums=1)
-    mass = jax.jacobian(momentum, argnums=1)(q, q_dot)
-    drift = jax.jacobian(momentum, argnums=0)(q, q_dot) @ q_dot
-    push = forces + jax.grad(lagrangian)(q, q_dot) - drift
-    return jnp.linalg.solve(mass, push)
 
 
 @pytest.fixture(autouse=True)
@@ -95,7 +65,9 @@ UNEVEN = two_link.TwoLink((0.7, 0.4), (1.3, 0.6), (0.3, 0.25), (0.05, 0.02), 9.0
 def test_two_links_obey_lagrange(links: two_link.TwoLink):
     system = arm(links)
     q, q_dot, forces = 2 * np.random.default_rng(0).normal(size=(3, 20, 2))
-    expected = jax.vmap(functools.partial(lagrange, system))(q, q_dot, forces)
+    expected = jax.vmap(functools.partial(lagrange.acceleration, system.bodies))(
+        q, q_dot, forces
+    )
     accelerations = jax.vmap(system.acceleration)(q, q_dot, forces)
     np.testing.assert_allclose(accelerations, expected, rtol=1e-8)
 
@@ -109,7 +81,7 @@ def test_cart_and_pole_obey_lagrange(constants: cartpole.CartPole):
     forces[:, 1] = 0
     friction = np.array([[constants.cart_damping, constants.pole_damping]]) * q_dot
     accelerations = jax.vmap(system.acceleration)(q, q_dot, forces)
-    expected = jax.vmap(functools.partial(lagrange, system))(
+    expected = jax.vmap(functools.partial(lagrange.acceleration, system.bodies))(
         q, q_dot, forces - friction
     )
     np.testing.assert_allclose(accelerations, expected, rtol=1e-8)
@@ -131,10 +103,10 @@ def test_energy_is_conserved(system: System):
 
     def step(state: Array, _: None) -> tuple[Array, Array]:
         state = simulator.rk4(derivative, state, 2e-3)
-        return state, sum(energies(system, state[:2], state[2:]))
+        return state, sum(lagrange.energies(system.bodies, state[:2], state[2:]))
 
     start = jnp.array([1.0, 2.0, -0.5, 1.5])
-    first = sum(energies(system, start[:2], start[2:]))
+    first = sum(lagrange.energies(system.bodies, start[:2], start[2:]))
     _, energy = jax.lax.scan(step, start, None, length=2000)
     np.testing.assert_allclose(energy, first, atol=1e-7)
 
@@ -148,7 +120,9 @@ def test_the_acrobot_keeps_its_energy_over_an_episode():
     def step(env_state, _: None):
         env_state = env.step(env_state, jnp.zeros(1))
         state = env_state.sim.state
-        return env_state, jnp.stack(energies(system, state[:2], state[2:]))
+        return env_state, jnp.stack(
+            lagrange.energies(system.bodies, state[:2], state[2:])
+        )
 
     _, energy = jax.lax.scan(step, env_state, None, length=200)  # [200, 2]
     assert energy[:, 0].max() > 10  # J, it swings
