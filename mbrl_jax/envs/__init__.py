@@ -10,7 +10,9 @@ import jax.numpy as jnp
 
 from mbrl_jax.envs import (
     acrobot,
+    cart_double_pendulum,
     cartpole,
+    double_pendulum,
     grid,
     linear_quadratic,
     pendulum,
@@ -34,6 +36,9 @@ _OWN: dict[str, Callable[[], Env]] = {
     "cartpole_pets": cartpole.pets,
     "cartpole_pilco": cartpole.pilco,
     "acrobot": acrobot.make,
+    "double_pendulum": double_pendulum.make,
+    "pendubot": double_pendulum.pendubot,
+    "cart_double_pendulum": cart_double_pendulum.make,
     "reacher": reacher.make,
     "point_mass": point_mass.make,
     "linear_quadratic": linear_quadratic.make,

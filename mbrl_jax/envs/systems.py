@@ -12,7 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mbrl_jax.envs import acrobot, cartpole, pendulum, reacher
+from mbrl_jax.envs import (
+    acrobot,
+    cart_double_pendulum,
+    cartpole,
+    double_pendulum,
+    pendulum,
+    reacher,
+)
 from mbrl_jax.types import Array, PyTree
 
 Values = Mapping[str, Array]  # {name: []}, such as "mass" or "links.masses.0"
@@ -166,5 +173,14 @@ _OWN = {
     ),
     "cartpole_pilco": ParametricSystem(
         cartpole.PILCO, _last(cartpole.pilco_dynamics), _same, _same
+    ),
+    "double_pendulum": ParametricSystem(
+        double_pendulum.LINKS, _last(double_pendulum.dynamics), _same, _same
+    ),
+    "pendubot": ParametricSystem(
+        double_pendulum.LINKS, _last(double_pendulum.pendubot_dynamics), _same, _same
+    ),
+    "cart_double_pendulum": ParametricSystem(
+        cart_double_pendulum.SYSTEM, _last(cart_double_pendulum.dynamics), _same, _same
     ),
 }

@@ -11,7 +11,14 @@ import numpy as np
 import pytest
 
 from mbrl_jax import envs
-from mbrl_jax.envs import cartpole, pendulum, simulator, systems
+from mbrl_jax.envs import (
+    cart_double_pendulum,
+    cartpole,
+    double_pendulum,
+    pendulum,
+    simulator,
+    systems,
+)
 from mbrl_jax.types import Array, Belief, Env
 from tests import lagrange
 
@@ -49,6 +56,31 @@ def cartpole_places(q: Array) -> tuple[Array, Array]:
     return places, jnp.stack([jnp.zeros_like(q[1]), q[1]])
 
 
+def arm_places(q: Array) -> tuple[Array, Array]:
+    elbow = link(jnp.zeros(2), 0.5, q[0], -1.0)
+    inner = link(jnp.zeros(2), 0.25, q[0], -1.0)
+    return jnp.stack([inner, link(elbow, 0.25, q[1], -1.0)]), q
+
+
+def cart_with_arm_places(q: Array) -> tuple[Array, Array]:
+    cart = jnp.stack([q[0], jnp.zeros_like(q[0])])
+    elbow, inner = link(cart, 0.6, q[1], 1.0), link(cart, 0.3, q[1], 1.0)
+    places = jnp.stack([cart, inner, link(elbow, 0.3, q[2], 1.0)])
+    return places, q * jnp.array([0.0, 1.0, 1.0])
+
+
+ARM = Task(
+    lagrange.Bodies(arm_places, (0.5, 0.5), (rod(0.5, 0.5),) * 2, 9.82),
+    q=[0, 1],
+    q_dot=[2, 3],
+    damping=[0.0, 0.0],
+    drive=[[1.0, 0.0], [0.0, 1.0]],
+    frictions=(),
+    goal=[0.0, 0.0, 0.0, 0.0],
+    dt=0.1,
+    substeps=(double_pendulum, "SUBSTEPS"),
+)
+
 TASKS = {
     "pendulum_pilco": Task(
         lagrange.Bodies(pendulum_places, (1.0,), (rod(1.0, 1.0),), 9.82),
@@ -71,6 +103,25 @@ TASKS = {
         goal=[0.0, 0.0, 0.0, 0.0],
         dt=0.1,
         substeps=(cartpole, "PILCO_SUBSTEPS"),
+    ),
+    "double_pendulum": ARM,
+    "pendubot": ARM._replace(
+        drive=[[1.0], [0.0]],
+        dt=0.05,
+        substeps=(double_pendulum, "PENDUBOT_SUBSTEPS"),
+    ),
+    "cart_double_pendulum": Task(
+        lagrange.Bodies(
+            cart_with_arm_places, (0.5, 0.5, 0.5), (0.0, *(rod(0.5, 0.6),) * 2), 9.82
+        ),
+        q=[0, 1, 2],
+        q_dot=[3, 4, 5],
+        damping=[0.1, 0.0, 0.0],
+        drive=[[1.0], [0.0], [0.0]],
+        frictions=("damping",),
+        goal=[0.0] * 6,
+        dt=0.05,
+        substeps=(cart_double_pendulum, "SUBSTEPS"),
     ),
 }
 each = pytest.mark.parametrize("name", TASKS)
@@ -115,19 +166,37 @@ def test_a_step_obeys_lagrange(name: str):
 
     states, actions = states_and_actions(name, 20)
     np.testing.assert_allclose(
-        stepping(name)(states, actions), expected(states, actions), atol=1e-5
+        stepping(name)(states, actions), expected(states, actions), atol=1e-4
     )
 
 
 @each
 def test_half_the_step_of_integration_changes_nothing(name: str, monkeypatch):
-    states, actions = states_and_actions(name, 50)
+    """Where motion is not so chaotic that it changes everything."""
+    states, actions = states_and_actions(name, 200)
     before = stepping(name)(states, actions)
     module, substeps = TASKS[name].substeps
     monkeypatch.setattr(module, substeps, 2 * getattr(module, substeps))
     after = stepping(name)(states, actions)
     assert (after != before).any()
-    np.testing.assert_allclose(after, before, atol=2e-6)
+    changes = np.abs(after - before).max(axis=1)
+    assert np.quantile(changes, 0.95) < 1e-6
+    assert changes.max() < 1e-4
+
+
+@each
+def test_spun_up_it_stays_finite(name: str):
+    """Nothing else limits the speed, and energy."""
+    env, _ = made(name)
+    full = env.action_limit * jnp.array([1.0, -1.0])[: env.action_size]
+
+    def play(key: Array) -> Array:
+        step = lambda state, _: (env.step(state, full), state.obs)
+        return jax.lax.scan(step, env.reset(key), length=env.episode_length)[1]
+
+    obs = np.asarray(jax.jit(play)(jax.random.key(0)))
+    assert np.isfinite(obs).all()
+    assert np.abs(obs).max() > 3
 
 
 @each
@@ -152,18 +221,18 @@ def test_energy_is_conserved_without_friction(name: str):
 @each
 def test_hanging_stays_and_upright_falls(name: str):
     env, belief = made(name)
-    still = np.zeros(env.action_size)
+    still, rest = jnp.zeros(env.action_size), np.array([belief.mean, TASKS[name].goal])
     system = systems.own(name)
-    step = jax.jit(lambda state: system.dynamics(system.parameters, state, still))
-    slope = jax.jit(jax.jacobian(lambda state: step(state)))
-    for rest in (belief.mean, TASKS[name].goal):
-        np.testing.assert_allclose(step(jnp.array(rest)), rest, atol=1e-12)
-    growth = [
-        np.abs(np.linalg.eigvals(slope(jnp.array(x)))).max()
-        for x in (belief.mean, TASKS[name].goal)
-    ]
-    assert growth[0] < 1.001
-    assert growth[1] > 1.1
+
+    def step(state: Array) -> tuple[Array, Array]:
+        state = system.dynamics(system.parameters, state, still)
+        return state, state
+
+    slopes, after = jax.jit(jax.vmap(jax.jacfwd(step, has_aux=True)))(rest)
+    np.testing.assert_allclose(after, rest, atol=1e-12)
+    hanging, upright = np.abs(np.linalg.eigvals(np.asarray(slopes))).max(axis=1)
+    assert hanging < 1.001
+    assert upright > 1.1
 
 
 @each
