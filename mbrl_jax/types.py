@@ -36,7 +36,7 @@ class Belief(NamedTuple):
     std: tuple[
         float, ...
     ]  # [O] of the first observation, whose entries are independent
-    angles: tuple[int, ...]  # entries of an observation that are angles, rad
+    angles: tuple[int, ...]  # entries to be seen by sine and cosine, rad
     reward: Callable[[Array, Array], Array]
     # (mean [O], cov [O, O]) of the next observation -> expected reward []
 

@@ -22,6 +22,7 @@ from mbrl_jax.envs import (
     returned,
     simulator,
     t_maze,
+    unicycle,
 )
 from mbrl_jax.types import Env
 
@@ -39,6 +40,7 @@ _OWN: dict[str, Callable[[], Env]] = {
     "double_pendulum": double_pendulum.make,
     "pendubot": double_pendulum.pendubot,
     "cart_double_pendulum": cart_double_pendulum.make,
+    "unicycle": unicycle.make,
     "reacher": reacher.make,
     "point_mass": point_mass.make,
     "linear_quadratic": linear_quadratic.make,

@@ -17,33 +17,50 @@ from mbrl_jax.types import Array, Belief
 class Goal(NamedTuple):
     """Where which point is to be, in P dimensions."""
 
-    angles: tuple[int, ...]  # entries of obs, rad
+    angles: tuple[int, ...]  # entries of obs, rad; O + i is sum i
     point: tuple[tuple[float, ...], ...]
     # [P, F], of the entries that are no angles, then sin and cos of each angle
     place: tuple[float, ...]  # [P]
     width: float  # of the cost, in the unit of `place`
+    sums: tuple[tuple[float, ...], ...] = ()  # [S, O] of entries, beside these
 
 
 def reward(goal: Goal, obs: Array) -> Array:
-    others = [i for i in range(len(obs)) if i not in goal.angles]
-    features = [obs[i] for i in others]
+    entries = _with_sums(goal, len(obs)) @ obs
+    others = [i for i in range(len(entries)) if i not in goal.angles]
+    features = [entries[i] for i in others]
     for i in goal.angles:
-        features += [jnp.sin(obs[i]), jnp.cos(obs[i])]
+        features += [jnp.sin(entries[i]), jnp.cos(entries[i])]
     away = jnp.array(goal.point) @ jnp.stack(features) - jnp.array(goal.place)
     return jnp.expm1(-(away @ away) / (2 * goal.width**2))
 
 
-def belief(goal: Goal, mean: tuple[float, ...], std: tuple[float, ...]) -> Belief:
-    """Of an environment whose first observation has this mean and std."""
+def belief(
+    goal: Goal,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    angles: tuple[int, ...] | None = None,
+) -> Belief:
+    """Of an environment whose first observation has this mean and std.
+
+    `angles` are those of the goal if None.
+    """
 
     def expected(mean: Array, cov: Array) -> Array:
-        matrix, place = jnp.array(goal.point), jnp.array(goal.place)
+        sums, matrix = _with_sums(goal, len(mean)), jnp.array(goal.point)
+        place = jnp.array(goal.place)
         point = moments.chain(
             moments.Normal(mean, cov),
+            lambda x: moments.linear(x, sums, jnp.zeros(len(sums))),
             lambda x: moments.with_angles(x, goal.angles),
             lambda x: moments.linear(x, matrix, jnp.zeros_like(place)),
         )
         precision = jnp.eye(len(place)) / goal.width**2
         return -moments.saturating_cost(point.normal, place, precision)
 
-    return Belief(mean, std, goal.angles, expected)
+    return Belief(mean, std, goal.angles if angles is None else angles, expected)
+
+
+def _with_sums(goal: Goal, size: int) -> Array:
+    """[O + S, O]"""
+    return jnp.concatenate([jnp.eye(size), jnp.array(goal.sums).reshape(-1, size)])

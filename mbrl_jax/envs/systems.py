@@ -19,6 +19,7 @@ from mbrl_jax.envs import (
     double_pendulum,
     pendulum,
     reacher,
+    unicycle,
 )
 from mbrl_jax.types import Array, PyTree
 
@@ -182,5 +183,8 @@ _OWN = {
     ),
     "cart_double_pendulum": ParametricSystem(
         cart_double_pendulum.SYSTEM, _last(cart_double_pendulum.dynamics), _same, _same
+    ),
+    "unicycle": ParametricSystem(
+        unicycle.UNICYCLE, _last(unicycle.dynamics), _same, _same
     ),
 }
