@@ -121,81 +121,144 @@ def initial(key: Key) -> Array:
     return jnp.array(START) + jnp.array(START_STD) * jax.random.normal(key, (10,))
 
 
+class Turns(NamedTuple):
+    """Along axes that yaw and roll, but do not pitch: ahead, the axle, up the wheel.
+
+    They turn by (a, b, c) themselves, the wheel by (a, w, c), the frame by (a, f, c)
+    and the turntable by `spin` more about the long axis of the frame, rad/s.
+    """
+
+    a: Array
+    b: Array
+    c: Array
+    w: Array
+    f: Array
+    spin: Array
+    pitch_dot: Array
+    cos: Array  # of the pitch
+    sin: Array
+
+
+class Loads(NamedTuple):
+    """masses (a_dot, c_dot) = pushes, and masses (w_dot, f_dot) = pushes."""
+
+    aa: Array
+    ac: Array
+    cc: Array
+    ww: Array
+    wf: Array
+    ff: Array
+    a: Array
+    c: Array
+    w: Array
+    f: Array
+
+
 def accelerations(
     unicycle: Unicycle, lean: Rates, rates: Rates, torques: Rates
 ) -> Rates:
     """Of the five rates, rad/s^2, by Kane's equations.
 
-    `lean` (roll, pitch), rad; `torques` (turntable, wheel), N m.  All is seen along
-    axes that yaw and roll, but do not pitch: ahead, the axle, up along the wheel.
-    There the carrier of these turns by (a, b, c), wheel and frame by (a, w, c) and
-    (a, f, c), the turntable by `spin` more, and a body at height h above the axle has
-    the velocity (x, y, z).  So what a, c, and the turntable do and what w and f do
-    meet in the drift alone, and both are 2 x 2 equations once the turntable is
-    eliminated.  Kane and Levinson, "Dynamics: theory and applications", 1985, Ch. 6.
+    `lean` (roll, pitch), rad; `torques` (turntable, wheel), N m.  What a, c, w and f do
+    in the velocity of each body, and in how it turns, is what weight and inertia do to
+    them.  a and c meet w and f in none, and the turntable obeys its own torque: two
+    pairs of equations are left.  Kane and Levinson, "Dynamics: theory and
+    applications", 1985, Ch. 6.
     """
-    radius, heights, masses, wheel, frame, table, gravity, _ = unicycle
     (roll, pitch), (drive, motor) = lean, torques
     roll_dot, yaw_dot, wheel_dot, pitch_dot, spin = rates
     (roll_cos, roll_sin), (cos, sin) = cos_sin(roll), cos_sin(pitch)
     a, b, c = -roll_dot, -yaw_dot * roll_sin, yaw_dot * roll_cos
-    w, f = b + wheel_dot, b + pitch_dot
-
-    # masses times accelerations, less weights, where a, c, w and f stay
-    push_a = push_c = push_w = push_f = jnp.zeros_like(a)
-    m_aa = m_ac = m_cc = m_ww = m_wf = m_ff = jnp.zeros_like(a)
-    for mass, h in zip(masses, heights, strict=True):
-        side, lift = radius + h * cos, h * sin
-        # the velocity, and how it changes as the frame pitches and the carrier turns
-        x, y, z = radius * w + h * cos * f, lift * c - side * a, -lift * f
-        change_x = -lift * pitch_dot * f + b * z - c * y
-        change_y = (lift * a + h * cos * c) * pitch_dot + c * x - a * z
-        change_z = -h * cos * pitch_dot * f + a * y - b * x
-        change_y -= gravity * roll_sin
-        change_z += gravity * roll_cos
-        push_a += mass * side * change_y
-        push_c -= mass * lift * change_y
-        push_w -= mass * radius * change_x
-        push_f -= mass * (h * cos * change_x - lift * change_z)
-        m_aa, m_ac, m_cc = (
-            m_aa + mass * side**2,
-            m_ac - mass * side * lift,
-            m_cc + mass * lift**2,
-        )
-        m_ww, m_wf, m_ff = (
-            m_ww + mass * radius**2,
-            m_wf + mass * radius * h * cos,
-            m_ff + mass * h**2,
-        )
-
-    # the wheel turns
-    axle, across = wheel
-    push_a += c * axle * w - b * across * c
-    push_c += b * across * a - a * axle * w
-    m_aa, m_cc, m_ww = m_aa + across, m_cc + across, m_ww + axle
-
-    # frame and turntable turn; along the frame's own axes: by (n, f, l)
-    along, beside, long = frame[0] + table[1], frame[1] + table[1], frame[2]
-    n, l = a * cos - c * sin, a * sin + c * cos
-    held = long * l + table[0] * (l + spin)  # angular momentum about the long axis
-    moment_n = f * held - l * beside * f - along * pitch_dot * l
-    moment_f = l * along * n - n * held
-    moment_l = n * beside * f - f * along * n + long * pitch_dot * n + drive
-    push_a -= cos * moment_n + sin * moment_l
-    push_c -= cos * moment_l - sin * moment_n
-    push_w += motor
-    push_f -= motor + moment_f
-    m_aa += along * cos**2 + long * sin**2
-    m_ac += (long - along) * sin * cos
-    m_cc += along * sin**2 + long * cos**2
-    m_ff += beside
-
-    a_dot, c_dot = _solve(m_aa, m_ac, m_cc, push_a, push_c)
-    w_dot, f_dot = _solve(m_ww, m_wf, m_ff, push_w, push_f)
+    turns = Turns(a, b, c, b + wheel_dot, b + pitch_dot, spin, pitch_dot, cos, sin)
+    weight = -unicycle.gravity * roll_sin, unicycle.gravity * roll_cos
+    loads = [
+        _of_mass(mass, height, unicycle.radius, turns, weight)
+        for mass, height in zip(unicycle.masses, unicycle.heights, strict=True)
+    ]
+    loads += [_of_wheel(unicycle, turns), _of_frame_and_table(unicycle, turns, drive)]
+    total = jax.tree.map(lambda *parts: sum(parts), *loads)
+    a_dot, c_dot = _solve(total.aa, total.ac, total.cc, total.a, total.c)
+    push_w, push_f = total.w + motor, total.f - motor
+    w_dot, f_dot = _solve(total.ww, total.wf, total.ff, push_w, push_f)
     yaw_ddot = (c_dot + yaw_dot * roll_sin * roll_dot) / roll_cos
     b_dot = -yaw_ddot * roll_sin - c * roll_dot
-    l_dot = a_dot * sin + c_dot * cos + n * pitch_dot
-    return -a_dot, yaw_ddot, w_dot - b_dot, f_dot - b_dot, drive / table[0] - l_dot
+    long_dot = a_dot * sin + c_dot * cos + (a * cos - c * sin) * pitch_dot
+    spin_dot = drive / unicycle.table_inertias[0] - long_dot
+    return -a_dot, yaw_ddot, w_dot - b_dot, f_dot - b_dot, spin_dot
+
+
+def _of_mass(
+    mass: float, height: float, radius: float, turns: Turns, weight: Rates
+) -> Loads:
+    """Of a body whose centre is so high above the axle."""
+    a, b, c, w, f, _, pitch_dot, cos, sin = turns
+    ahead, lift = height * cos, height * sin
+    side = radius + ahead
+    x, y, z = radius * w + ahead * f, lift * c - side * a, -lift * f  # its velocity
+    # how that changes as the frame pitches and the axes turn, less the weight
+    x_dot = -lift * pitch_dot * f + b * z - c * y
+    y_dot = (lift * a + ahead * c) * pitch_dot + c * x - a * z + weight[0]
+    z_dot = -ahead * pitch_dot * f + a * y - b * x + weight[1]
+    zero = jnp.zeros_like(a)
+    return Loads(
+        aa=mass * side**2,
+        ac=-mass * side * lift,
+        cc=mass * lift**2,
+        ww=mass * radius**2 + zero,
+        wf=mass * radius * ahead,
+        ff=mass * height**2 + zero,
+        a=mass * side * y_dot,
+        c=-mass * lift * y_dot,
+        w=-mass * radius * x_dot,
+        f=-mass * (ahead * x_dot - lift * z_dot),
+    )
+
+
+def _of_wheel(unicycle: Unicycle, turns: Turns) -> Loads:
+    """Of its inertia."""
+    a, b, c, w, *_ = turns
+    axle, across = unicycle.wheel_inertias
+    zero = jnp.zeros_like(a)
+    return Loads(
+        aa=across + zero,
+        ac=zero,
+        cc=across + zero,
+        ww=axle + zero,
+        wf=zero,
+        ff=zero,
+        a=c * axle * w - b * across * c,
+        c=b * across * a - a * axle * w,
+        w=zero,
+        f=zero,
+    )
+
+
+def _of_frame_and_table(unicycle: Unicycle, turns: Turns, drive: Array) -> Loads:
+    """Of their inertia, and of the torque between them."""
+    a, _, c, _, f, spin, pitch_dot, cos, sin = turns
+    (nose, axle, long), (table, across) = (
+        unicycle.frame_inertias,
+        unicycle.table_inertias,
+    )
+    nose, axle = nose + across, axle + across
+    # along the axes of the frame: it turns by (n, f, l)
+    n, l = a * cos - c * sin, a * sin + c * cos
+    held = long * l + table * (l + spin)  # angular momentum about the long axis
+    of_n = f * held - l * axle * f - nose * pitch_dot * l
+    of_l = n * axle * f - f * nose * n + long * pitch_dot * n + drive
+    zero = jnp.zeros_like(a)
+    return Loads(
+        aa=nose * cos**2 + long * sin**2,
+        ac=(long - nose) * sin * cos,
+        cc=nose * sin**2 + long * cos**2,
+        ww=zero,
+        wf=zero,
+        ff=axle + zero,
+        a=-cos * of_n - sin * of_l,
+        c=sin * of_n - cos * of_l,
+        w=zero,
+        f=n * held - l * nose * n,
+    )
 
 
 def _solve(
