@@ -271,6 +271,48 @@ def test_the_first_observation_is_what_is_believed(name: str):
     assert np.abs(correlation).max() < 0.08
 
 
+def squared_distance(name: str, obs: Array) -> Array:
+    """Of the tip from its place, over the square of the width."""
+    zero = jnp.zeros_like(obs[0])
+    cart = jnp.stack([obs[0], zero])
+    if name == "unicycle":
+        x, y, roll, yaw, pitch, *_ = obs
+        height = 0.225 * jnp.cos(roll) + 0.81 * jnp.cos(roll) * jnp.cos(pitch)
+        ahead, left = x - 0.81 * jnp.sin(pitch), y - 1.035 * jnp.sin(roll)
+        away = ahead**2 / 2 + left**2 / 2 + 8 * (height - 1.035) ** 2
+        return away + (yaw / (4 * np.pi)) ** 2
+    tip, up, width = {
+        "pendulum_pilco": lambda: (link(0 * cart, 1.0, obs[0], -1.0), 1.0, 0.5),
+        "cartpole_pilco": lambda: (link(cart, 0.5, obs[2], 1.0), 0.5, 0.25),
+        "double_pendulum": lambda: (arm_tip(obs), 1.0, 0.5),
+        "pendubot": lambda: (arm_tip(obs), 1.0, 0.25),
+        "cart_double_pendulum": lambda: (
+            link(link(cart, 0.6, obs[1], 1.0), 0.6, obs[2], 1.0),
+            1.2,
+            0.5,
+        ),
+    }[name]()
+    return ((tip - jnp.array([0.0, up])) ** 2).sum() / width**2
+
+
+def arm_tip(obs: Array) -> Array:
+    return link(link(jnp.zeros(2), 0.5, obs[0], -1.0), 0.5, obs[1], -1.0)
+
+
+@each_and_unicycle
+def test_the_reward_saturates_in_the_distance_of_the_tip(name: str):
+    env, _ = made(name)
+    assert env.reward is not None
+    obs, actions = states_and_actions(name)
+    obs = np.concatenate([obs, best_and_worst(name)[0] + 0.1 * obs])
+    actions = np.concatenate([actions, actions])
+    found = jax.jit(jax.vmap(env.reward))(0 * obs, actions, obs)
+    distance = jax.vmap(functools.partial(squared_distance, name))(obs)
+    expected = np.exp(-np.asarray(distance) / 2) - 1
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+    assert np.ptp(expected) > 0.3
+
+
 @each_and_unicycle
 def test_rewards_of_the_goal_of_the_start_and_of_gaussians(name: str):
     env, belief = made(name)
