@@ -38,6 +38,7 @@ from mbrl_jax.algorithms import (
     nagabandi,
     npg,
     pets,
+    pilco,
     ppo,
     reinforce,
     sac,
@@ -49,7 +50,7 @@ from mbrl_jax.algorithms import (
 )
 from mbrl_jax.algorithms import mpc as true_mpc
 from mbrl_jax.envs import grid, point_mass, simulator
-from mbrl_jax.models import ensemble
+from mbrl_jax.models import ensemble, gaussian_process
 from mbrl_jax.planners import mpc
 from mbrl_jax.policy_gradient import natural_gradient
 from mbrl_jax.policy_gradient import ppo as ppo_learner
@@ -64,7 +65,7 @@ from mbrl_jax.value_learning import dqn as dqn_learner
 from mbrl_jax.value_learning import naf as naf_learner
 from mbrl_jax.value_learning import sac as sac_learner
 from mbrl_jax.value_learning import td3 as td3_learner
-from tests import keys
+from tests import keys, mass
 
 STEPS = 3  # of the algorithm, in a run
 
@@ -233,6 +234,16 @@ ROWS = {
             model=TINY_MODEL,
         ),
     ),
+    "pilco": Row(
+        simulator.time_limit(mass.make(), 4),
+        pilco.Config(
+            capacity=10,
+            policy="linear",
+            num_restarts=2,
+            max_evaluations=4,
+            model=gaussian_process.Config(max_exact=8, max_evaluations=4),
+        ),
+    ),
     "ppo": Row(
         SHORT,
         ppo.Config(
@@ -318,6 +329,7 @@ ENV_STEPS = {  # real steps in STEPS of a row: envs x window x updates, or episo
     "nagabandi": 4 + 4 + 2 * 4,  # at random, by MPC, by the network
     "npg": 3 * 5 * STEPS,
     "pets": 4 * STEPS,
+    "pilco": 4 * STEPS,
     "ppo": 3 * 5 * STEPS,
     "reinforce": 3 * 4 * STEPS,
     "sac": 5 * STEPS,
@@ -342,6 +354,7 @@ REPRESENTATIVE = {
 }
 DISCRETE_TOO = {"a2c", "npg", "ppo", "reinforce", "trpo"}
 DISCRETE_ONLY = {"dqn", "dyna_q"}
+DOUBLE = {"pilco"}  # that refuse less than float64
 NAMES = sorted(module.name for module in pkgutil.iter_modules(algorithms.__path__))
 
 
@@ -400,7 +413,8 @@ def go(init: Callable, step: Callable, key: Key) -> tuple[list[PyTree], list[Met
     ],
 )
 def run(request: pytest.FixtureRequest) -> Iterator[Run]:
-    yield run_of(request.param)
+    with jax.enable_x64(request.param in DOUBLE):
+        yield run_of(request.param)
     run_of.cache_clear()
     batch_of.cache_clear()
     jax.clear_caches()
@@ -478,7 +492,7 @@ def test_discrete_actions_are_fine_or_an_early_error(run: Run):
 @pytest.mark.parametrize("x64", [False, True])
 def test_a_step_keeps_the_state_tree(run: Run, x64: bool):
     """Its structure, shapes, types, and whether these are weak."""
-    with jax.enable_x64(x64):
+    with jax.enable_x64(x64 or run.name in DOUBLE):
         key, init, step = jax.random.key(0), run.init, run.step  # traced already
         if x64:
             init, step, *_ = run.module.make(*run.row)

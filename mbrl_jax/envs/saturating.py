@@ -55,8 +55,8 @@ def belief(
             lambda x: moments.with_angles(x, goal.angles),
             lambda x: moments.linear(x, matrix, jnp.zeros_like(place)),
         )
-        precision = jnp.eye(len(place)) / goal.width**2
-        return -moments.saturating_cost(point.normal, place, precision)
+        root = jnp.eye(len(place)) / goal.width
+        return -moments.saturating_cost(point.normal, place, root)
 
     return Belief(mean, std, goal.angles if angles is None else angles, expected)
 

@@ -29,21 +29,24 @@ Decode = Callable[[Array, Array, Array], Any]
 
 
 class DynamicalSystem(NamedTuple):
-    """What a policy is rolled out in: the true simulator, or a learned model."""
+    """What a policy is rolled out in: the true simulator, or a learned model.
+
+    An observation or an action may also be a belief about one, a pytree, see `pilco`.
+    """
 
     reset: Callable[[Key], PyTree]  # -> state
-    step: Callable[[Key, PyTree, Array], PyTree]  # (key, state, action) -> next state
-    observe: Callable[[PyTree], Array]  # state -> obs [O]
-    reward: Callable[[PyTree, Array, PyTree], Array]  # (state, action, next state)
-    terminal: Callable[[PyTree, Array, PyTree], Array]  # the same -> [] bool
-    log_prob: Callable[[PyTree, Array, PyTree], Array] | None = None
+    step: Callable[[Key, PyTree, Any], PyTree]  # (key, state, action) -> next state
+    observe: Callable[[PyTree], Any]  # state -> obs [O]
+    reward: Callable[[PyTree, Any, PyTree], Array]  # (state, action, next state)
+    terminal: Callable[[PyTree, Any, PyTree], Array]  # the same -> [] bool
+    log_prob: Callable[[PyTree, Any, PyTree], Array] | None = None
     # the same -> [] log-density of the next state; None if it has none
 
 
 class Actor(NamedTuple):
     """A policy with parameters."""
 
-    sample: Callable[[Params, Key, Array], Array]  # (params, key, obs) -> action [A]
+    sample: Callable[[Params, Key, Any], Any]  # (params, key, obs) -> action [A]
     log_prob: Callable[[Params, Array, Array], Array] | None = None
     # (params, obs, action) -> []; None if the policy is deterministic
 

@@ -11,9 +11,11 @@ BFGS from several starts, less PILCO's penalties on signal-to-noise ratios above
 the signal, without which a constant output has no optimum.
 
 Of more rows than `max_exact` so many are inducing inputs, those farthest from each
-other, and the likelihood is Titsias's bound ("Variational learning of inducing
-variables in sparse Gaussian processes", 2009): FITC's rewards hyperparameters that
-explain the noise by where the inducing inputs lie, a bound does not.
+other; the posterior given all rows is that of the deterministic training conditional
+(Quinonero-Candela and Rasmussen, "A unifying view of sparse approximate Gaussian
+process regression", 2005, Sec. 5), whose moments have the form of the exact one's.
+The hyperparameters are those of the inducing rows by themselves: the likelihood of a
+sparse process rewards those that explain the noise by where its inducing inputs lie.
 """
 
 import dataclasses
@@ -24,12 +26,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jax.scipy.linalg import cho_solve, solve_triangular
-from jax.scipy.optimize import minimize
+from jax.scipy.linalg import cho_solve
 
 from mbrl_jax import replay as replays
-from mbrl_jax.ops import checks
-from mbrl_jax.ops.moments import Kernels
+from mbrl_jax.ops import bfgs, checks
+from mbrl_jax.ops.moments import BLOCK, Kernels
 from mbrl_jax.replay import Replay
 from mbrl_jax.types import Array, Gaussian, Key, Metrics, Model
 
@@ -43,9 +44,9 @@ class Config:
     """Hyperparameters.  A float may be traced, as under vmap; an int fixes a shape."""
 
     kernel: str = "squared_exponential"  # or matern52, which has no moments
-    max_exact: int = 300  # rows; of more, so many are inducing inputs
+    max_exact: int = 300  # rows; of more, so many are inducing (in whole blocks of 64)
     num_restarts: int = 2  # of the search for hyperparameters
-    max_iterations: int = 100  # of BFGS, per fit
+    max_evaluations: int = 100  # of a search, per fit
     max_snr: float = 1000.0  # the signal's std by the noise's, a penalty above
     max_scale: float = 100.0  # of signal and length scales by the data's std, and back
     angles: tuple[int, ...] = ()  # entries of obs seen as sin and cos
@@ -89,36 +90,42 @@ def make(obs_size: int, action_size: int, config: Config = Config()) -> Model:
         del key
         one = jnp.ones(num_targets)
         hyper = Hyper(jnp.zeros((num_targets, num_inputs)), 0 * one, _log_noise(one))
-        number = config.max_exact
+        number = num_rows(config)
         kernels = Kernels(
             jnp.zeros((number, num_inputs)),
             jnp.zeros((num_targets, number)),
             jnp.ones((num_targets, num_inputs)),
             one,
             jnp.zeros((num_targets, number, number)),
+            jnp.zeros((), jnp.int32),
         )
         return State(hyper, kernels, jnp.exp(2 * hyper.noise))
 
     def fit(key: Key, state: State, replay: Replay) -> tuple[State, Metrics]:
-        data = in_own_units(see, replay, config)
-        centres, there = inducing(data, config.max_exact)
+        every = in_own_units(see, replay, config)
+        rows = farthest(every, num_rows(config))
         keys = jax.random.split(key, num_targets)
 
-        def one(key: Key, hyper: Hyper, y: Array) -> tuple:
-            hyper, loss = hyperparameters(key, hyper, y, data, centres, there, config)
-            return hyper, loss, *condition(hyper, y, data, centres, there, config)
+        def one(key: Key, hyper: Hyper, y: Array, every_y: Array) -> tuple:
+            hyper, loss = hyperparameters(key, hyper, y, rows, config)
+            return (
+                hyper,
+                loss,
+                *condition(hyper, y, rows, every, every_y, config.kernel),
+            )
 
         hyper, losses, weights, precision, num_jitters = jax.vmap(one)(
-            keys, state.hyper, data.targets.T
+            keys, state.hyper, rows.targets.T, every.targets.T
         )
         lengths, signal, noise = jax.tree.map(jnp.exp, hyper)
-        std = data.target_std
+        std = rows.target_std
         kernels = Kernels(
-            centres * data.input_std[None],
+            rows.inputs * rows.input_std[None],
             weights / std[:, None],
-            lengths * data.input_std[None],
+            lengths * rows.input_std[None],
             (signal * std) ** 2,
             precision / std[:, None, None] ** 2,
+            rows.valid.sum(dtype=jnp.int32),
         )
         return State(hyper, kernels, (noise * std) ** 2), {
             "model/loss": losses.mean(),
@@ -139,10 +146,16 @@ def make(obs_size: int, action_size: int, config: Config = Config()) -> Model:
 
 def validate(config: Config, obs_size: int) -> None:
     checks.one_of(config, "kernel", KERNELS)
-    checks.at_least(config, 1, "max_exact", "num_restarts", "max_iterations")
+    checks.at_least(config, 1, "max_exact", "num_restarts", "max_evaluations")
     checks.at_least(config, 2, "max_snr", "max_scale")
     if not set(config.angles) <= set(range(obs_size)):
         raise ValueError(f"angles are {config.angles}, of an obs of size {obs_size}")
+
+
+def num_rows(config: Config) -> int:
+    """Of the posterior, [N]."""
+    number = config.max_exact
+    return number if number <= BLOCK else -(-number // BLOCK) * BLOCK
 
 
 def inputs_of(angles: tuple[int, ...], obs: Array, action: Array) -> Array:
@@ -180,32 +193,31 @@ def in_own_units(
     )
 
 
-def inducing(data: Data, number: int) -> tuple[Array, Array]:
-    """Inputs [N, I] of the posterior, and which of them count: all rows, or the
-    `number` of them that are farthest from each other, found greedily."""
-    inputs, valid = data.inputs, data.valid
-    if len(inputs) <= number:
-        rows = number - len(inputs)
-        return jnp.pad(inputs, ((0, rows), (0, 0))), jnp.pad(valid, (0, rows))
+def farthest(data: Data, number: int) -> Data:
+    """All rows, or the `number` of them that are farthest from each other, found
+    greedily; those that count come first."""
+    if len(data.inputs) <= number:
+        rest = number - len(data.inputs)
+        return data._replace(
+            inputs=jnp.pad(data.inputs, ((0, rest), (0, 0))),
+            targets=jnp.pad(data.targets, ((0, rest), (0, 0))),
+            valid=jnp.pad(data.valid, (0, rest)),
+        )
 
     def pick(nearest: Array, _: None) -> tuple[Array, tuple[Array, Array]]:
         at = jnp.argmax(nearest)
-        away = jnp.square(inputs - inputs[at][None]).sum(axis=1)
-        return jnp.minimum(nearest, away), (inputs[at], nearest[at] > 0)
+        away = jnp.square(data.inputs - data.inputs[at][None]).sum(axis=1)
+        return jnp.minimum(nearest, away), (at, nearest[at] > 0)
 
-    far = jnp.where(valid, jnp.inf, 0.0)  # from those that were picked
-    _, (centres, there) = jax.lax.scan(pick, far, length=number)
-    return jnp.where(there[:, None], centres, 0), there
+    far = jnp.where(data.valid, jnp.inf, 0.0)  # from those that were picked
+    _, (rows, there) = jax.lax.scan(pick, far, length=number)
+    keep = lambda x: jnp.where(there[:, None], x[rows], 0)
+    inputs, targets = keep(data.inputs), keep(data.targets)
+    return Data(inputs, targets, there, data.input_std, data.target_std)
 
 
 def hyperparameters(
-    key: Key,
-    last: Hyper,
-    y: Array,
-    data: Data,
-    centres: Array,
-    there: Array,
-    config: Config,
+    key: Key, last: Hyper, y: Array, data: Data, config: Config
 ) -> tuple[Hyper, Array]:
     """Of one output y [N], and their loss; the best of the last ones and of several
     searches, the first of which starts from them."""
@@ -214,23 +226,13 @@ def hyperparameters(
     noise = jax.random.normal(key, (config.num_restarts - 1, len(first)), first.dtype)
     starts = jnp.concatenate([first[None], anew[None] + noise])
 
-    def loss(flat: Array) -> Array:
-        hyper = unravel(flat)
-        if len(data.inputs) <= config.max_exact:
-            value = negative_log_likelihood(hyper, y, data, config.kernel)
-        else:
-            value = -bound(hyper, y, data, centres, there, config.kernel)
-        return value + penalty(hyper, config, len(centres))
+    def loss(hyper: Hyper) -> Array:
+        value = negative_log_likelihood(hyper, y, data, config.kernel)
+        return value + penalty(hyper, config, len(y))
 
-    def search(start: Array) -> Array:
-        options = {"maxiter": config.max_iterations}
-        return minimize(loss, start, method="BFGS", options=options).x
-
-    found = jnp.concatenate([first[None], jax.vmap(search)(starts)])
-    losses = jax.vmap(loss)(found)
-    losses = jnp.where(jnp.isfinite(losses), losses, jnp.inf)
-    best = jnp.argmin(losses)
-    return unravel(found[best]), losses[best]
+    search = lambda start: bfgs.minimise(loss, unravel(start), config.max_evaluations)
+    found = bfgs.best(jax.vmap(search)(starts))
+    return found.params, found.loss
 
 
 def penalty(hyper: Hyper, config: Config, num_rows: int) -> Array:
@@ -256,88 +258,66 @@ def _log_loss(cov: Array, y: Array) -> Array:
 
 
 def _log_loss_forward(cov: Array, y: Array) -> tuple[Array, tuple[Array, Array]]:
-    root = jnp.linalg.cholesky(cov)
-    alpha = cho_solve((root, True), y)
-    return y @ alpha / 2 + jnp.log(jnp.diag(root)).sum(), (root, alpha)
+    inverse, log_det = _inverse(cov)
+    alpha = inverse @ y
+    return (y @ alpha + log_det) / 2, (inverse, alpha)
 
 
 def _log_loss_backward(kept: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
     """Eq. (5.9): several times as fast as differentiating the factorisation."""
-    root, alpha = kept
-    inverse = cho_solve((root, True), jnp.eye(len(root), dtype=root.dtype))
+    inverse, alpha = kept
     return g * (inverse - jnp.outer(alpha, alpha)) / 2, g * alpha
 
 
 _log_loss.defvjp(_log_loss_forward, _log_loss_backward)
 
 
-class Factors(NamedTuple):
-    """Of the sparse posterior, in Titsias's notation."""
+@jax.custom_batching.sequential_vmap
+def _inverse(cov: Array) -> tuple[Array, Array]:
+    """And the log of the determinant; NaN where `cov` is not definite.
 
-    left: Array  # [M, M], L L' = K_mm
-    right: Array  # [M, M], R R' = B = 1 + A A'
-    A: Array  # [M, N], L^-1 K_mn / std of the noise
-    c: Array  # [M], R^-1 A y / std of the noise
-
-
-def _factors(
-    hyper: Hyper, y: Array, data: Data, centres: Array, there: Array, kernel: str
-) -> Factors:
-    lengths, signal, noise = jax.tree.map(jnp.exp, hyper)
-    jitter = signal**2 * jnp.sqrt(jnp.finfo(y.dtype).eps)
-    quiet = hyper._replace(noise=jnp.log(jitter) / 2)
-    left = jnp.linalg.cholesky(_cov(quiet, centres, there, kernel))
-    scaled, rows = centres / lengths[None], data.inputs / lengths[None]
-    cross = signal**2 * KERNELS[kernel](scaled, rows)
-    cross = jnp.where(there[:, None] & data.valid[None], cross, 0)
-    A = solve_triangular(left, cross, lower=True) / noise
-    right = jnp.linalg.cholesky(jnp.eye(len(A), dtype=A.dtype) + A @ A.T)
-    return Factors(left, right, A, solve_triangular(right, A @ y, lower=True) / noise)
-
-
-def bound(
-    hyper: Hyper, y: Array, data: Data, centres: Array, there: Array, kernel: str
-) -> Array:
-    """Of the log marginal likelihood, from below (Titsias, 2009, Eq. (9))."""
-    _, right, A, c = _factors(hyper, y, data, centres, there, kernel)
-    number, noise = data.valid.sum(), hyper.noise
-    fit = y @ y * jnp.exp(-2 * noise) - c @ c
-    unexplained = number * jnp.exp(2 * (hyper.signal - noise)) - (A**2).sum()
-    logs = jnp.log(jnp.diag(right)).sum() + number * (noise + LOG_2_PI / 2)
-    return -(fit + unexplained) / 2 - logs
+    One after the other: on a CPU, two batches of triangular solves at once can wait for
+    each other for ever (jaxlib 0.10, in a pool of two threads).
+    """
+    root = jnp.linalg.cholesky(cov)
+    inverse = cho_solve((root, True), jnp.eye(len(root), dtype=root.dtype))
+    return inverse, 2 * jnp.log(jnp.diag(root)).sum()
 
 
 def condition(
-    hyper: Hyper, y: Array, data: Data, centres: Array, there: Array, config: Config
+    hyper: Hyper, y: Array, rows: Data, every: Data, every_y: Array, kernel: str
 ) -> tuple[Array, Array, Array]:
-    """Weights [N] and precision [N, N] of the posterior of one output, and how often
-    noise had to be added for it to exist."""
-    eye = jnp.eye(len(centres), dtype=y.dtype)
-    if len(data.inputs) > config.max_exact:
-        left, right, _, c = _factors(hyper, y, data, centres, there, config.kernel)
-        both = solve_triangular(
-            right, solve_triangular(left, eye, lower=True), lower=True
-        )
-        weights = both.T @ c
-        alone = solve_triangular(left, eye, lower=True)
-        return weights, alone.T @ alone - both.T @ both, jnp.zeros((), jnp.int32)
-    y = jnp.pad(y, (0, len(centres) - len(y)))
-    root, num_jitters = _root(_cov(hyper, centres, there, config.kernel))
-    precision = jnp.where(jnp.outer(there, there), cho_solve((root, True), eye), 0)
-    return precision @ y, precision, num_jitters
+    """Weights [N] and precision [N, N] of the posterior of one output at `rows`, given
+    those, or `every` row if these are more; and how often noise had to be added for it
+    to exist."""
+    if len(every.inputs) <= len(rows.inputs):
+        cov = _cov(hyper, rows.inputs, rows.valid, kernel)
+        precision, num_jitters = _safe_inverse(cov)
+        precision = jnp.where(jnp.outer(rows.valid, rows.valid), precision, 0)
+        return precision @ y, precision, num_jitters
+    lengths, signal, noise = jax.tree.map(jnp.exp, hyper)
+    quiet = hyper._replace(noise=jnp.full_like(hyper.noise, -jnp.inf))
+    cov = _cov(quiet, rows.inputs, rows.valid, kernel)
+    few, many = rows.inputs / lengths[None], every.inputs / lengths[None]
+    cross = signal**2 * KERNELS[kernel](few, many)
+    cross = jnp.where(jnp.outer(rows.valid, every.valid), cross, 0) / noise
+    jitter = signal**2 * jnp.sqrt(jnp.finfo(y.dtype).eps) * jnp.eye(len(y))
+    prior, first = _safe_inverse(cov + jitter)
+    given, second = _safe_inverse(cov + jitter + cross @ cross.T)
+    return given @ (cross @ every_y) / noise, prior - given, first + second
 
 
-def _root(cov: Array) -> tuple[Array, Array]:
-    """Of `cov` and as little noise as makes it definite, and the number of trials."""
+def _safe_inverse(cov: Array) -> tuple[Array, Array]:
+    """Of `cov` with as little noise as makes it definite, and the number of trials."""
     least = jnp.finfo(cov.dtype).eps * jnp.diag(cov).max()
     eye = jnp.eye(len(cov), dtype=cov.dtype)
 
     def more(carry: tuple[Array, Array]) -> tuple[Array, Array]:
         number = carry[1] + 1
-        return jnp.linalg.cholesky(cov + least * 10.0**number * eye), number
+        return _inverse(cov + least * 10.0**number * eye)[0], number
 
     broken = lambda carry: ~jnp.isfinite(carry[0]).all() & (carry[1] < MOST_JITTERS)
-    first = jnp.linalg.cholesky(cov), jnp.zeros((), jnp.int32)
+    first = _inverse(cov)[0], jnp.zeros((), jnp.int32)
     return jax.lax.while_loop(broken, more, first)
 
 

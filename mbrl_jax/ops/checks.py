@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mbrl_jax.types import Env
@@ -95,3 +96,11 @@ def finite_limit(function: str, action_limit: Any) -> None:
         return
     if not np.isfinite(action_limit).all():
         raise ValueError(f"{function}: action_limit is {action_limit}, must be finite")
+
+
+def double(method: str) -> None:
+    """Raises ValueError, naming it, where floats are not float64."""
+    if jnp.result_type(float) != jnp.float64:
+        raise ValueError(
+            f"{method} needs float64: ask for --precision=x64, or jax_enable_x64"
+        )

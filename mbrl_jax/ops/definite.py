@@ -43,6 +43,42 @@ def solve(matrix: Array, right: Array) -> tuple[Array, Array]:
     return rows[:, size:].reshape(right.shape) * definite, definite
 
 
+@jax.custom_vjp
+def inverse(matrix: Array) -> tuple[Array, Array]:
+    """Of a symmetric positive definite matrix [D, D], and the log of its determinant.
+
+    By sweeps, in a loop, so that it is a short program, and so is its gradient.  Both
+    are NaN where it is not definite.
+    """
+    size = len(matrix)
+    one = jnp.eye(size, dtype=matrix.dtype)
+
+    def sweep(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        swept, log_det = carry
+        pivot = swept[i, i]
+        row = swept[i] / pivot
+        here = one[i]  # 1 at i
+        column = swept[:, i] * (1 - here) - here
+        rest = swept * jnp.outer(1 - here, 1 - here)
+        row = row * (1 - here) + here / pivot
+        return rest - jnp.outer(column, row), log_det + jnp.log(pivot)
+
+    start = matrix, jnp.zeros((), matrix.dtype)
+    return jax.lax.fori_loop(0, size, sweep, start)
+
+
+def _inverse_forward(matrix: Array) -> tuple[tuple[Array, Array], Array]:
+    found = inverse(matrix)
+    return found, found[0]
+
+
+def _inverse_backward(inverse: Array, g: tuple[Array, Array]) -> tuple[Array]:
+    return (inverse.T * g[1] - inverse.T @ g[0] @ inverse.T,)
+
+
+inverse.defvjp(_inverse_forward, _inverse_backward)
+
+
 def project(
     Q: Array, S: Array, R: Array, *, floor: float = 1e-6
 ) -> tuple[Array, Array, Array]:

@@ -19,7 +19,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mbrl_jax.ops import definite
 from mbrl_jax.types import Array
+
+BLOCK = 64  # rows of processes that are looked at together
 
 
 class Normal(NamedTuple):
@@ -52,6 +55,7 @@ class Kernels(NamedTuple):
     lengthscales: Array  # [E, D]
     signal_var: Array  # [E]
     precision: Array | None = None  # [E, N, N], (K + noise)^-1; None: no uncertainty
+    num_rows: Array | None = None  # [] int32, after which none counts; None: all do
 
 
 Function = Callable[[Normal], Moments]
@@ -107,6 +111,12 @@ def chain(x: Normal, *functions: Function) -> Moments:
     return found
 
 
+def added(x: Normal, y: Moments) -> Normal:
+    """Of x + y."""
+    cross = x.cov @ y.gain
+    return Normal(x.mean + y.mean, x.cov + y.cov + cross + cross.T)
+
+
 def squash(x: Normal, limit: float | Array) -> Moments:
     """y = limit (9 sin x + sin 3x) / 8, which is flat at +-limit (Deisenroth, 2010)."""
     size = len(x.mean)
@@ -132,7 +142,9 @@ def kernels(x: Normal, f: Kernels) -> Moments:
     def mean(weights: Array, lengths: Array, signal: Array) -> tuple[Array, Array]:
         """E[f_a], and the gain [D] to it."""
         inverse = 1 / lengths
-        solved, log_det = _inverse(inverse[:, None] * x.cov * inverse[None])
+        one = jnp.eye(len(inverse), dtype=inverse.dtype)
+        spread = inverse[:, None] * x.cov * inverse[None]
+        solved, log_det = definite.inverse(one + spread)
         scaled = centred * inverse[None]
         solved = scaled @ solved
         logs = jnp.log(signal) - ((scaled * solved).sum(axis=1) + log_det) / 2
@@ -150,7 +162,8 @@ def kernels(x: Normal, f: Kernels) -> Moments:
         left, right = f.lengthscales[a] ** -2, f.lengthscales[b] ** -2
         root = jnp.sqrt(left + right)
         spread = root[:, None] * x.cov * root[None]
-        solved, log_det = _inverse(spread)
+        one = jnp.eye(len(root), dtype=root.dtype)
+        solved, log_det = definite.inverse(one + spread)
         # (cov^-1 + left + right)^-1 / 2, without the inverse of the covariance
         Q = solved @ spread / (2 * jnp.outer(root, root))
         left, right = centred * left[None], centred * right[None]
@@ -159,7 +172,8 @@ def kernels(x: Normal, f: Kernels) -> Moments:
         weights = jnp.outer(f.weights[a], f.weights[b])
         if f.precision is not None:
             weights -= jnp.where(a == b, f.precision[a], 0)
-        return _weighted_sum(weights, ends, starts, 2 * left @ Q, right)
+        number = len(weights) if f.num_rows is None else f.num_rows
+        return _weighted_sum(number, weights, ends, starts, 2 * left @ Q, right)
 
     pairs = jnp.array(list(combinations_with_replacement(range(size), 2)))
     found = jax.lax.map(lambda pair: second(*pair), pairs)
@@ -172,49 +186,73 @@ def kernels(x: Normal, f: Kernels) -> Moments:
 
 @jax.custom_vjp
 def _weighted_sum(
-    weights: Array, ends: Array, starts: Array, left: Array, right: Array
+    number: Array | int,  # rows and columns that count: no other block is looked at
+    weights: Array,  # [N, N]
+    ends: Array,  # [N]
+    starts: Array,  # [N]
+    left: Array,  # [N, D]
+    right: Array,  # [N, D]
 ) -> Array:
-    """sum_ij weights_ij exp(ends_i + starts_j + left_i' right_j); [N, N], [N], [N, D].
+    """sum_ij weights_ij exp(ends_i + starts_j + left_i' right_j).
 
     The exponentials are computed once for the value and all of the gradient, for which
     nothing of size [N, N] is kept but the weights.
     """
-    return _weighted_sum_forward(weights, ends, starts, left, right)[0]
+    return _weighted_sum_forward(number, weights, ends, starts, left, right)[0]
 
 
 def _weighted_sum_forward(
-    weights: Array, ends: Array, starts: Array, left: Array, right: Array
+    number: Array | int,
+    weights: Array,
+    ends: Array,
+    starts: Array,
+    left: Array,
+    right: Array,
 ) -> tuple[Array, Any]:
-    terms = weights * jnp.exp(ends[:, None] + starts[None] + left @ right.T)
-    rows = terms.sum(axis=1)
-    slopes = rows, terms.sum(axis=0), terms @ right, terms.T @ left
-    return rows.sum(), (slopes, (ends, starts, left, right))
+    size = len(ends)
+    side = BLOCK if size % BLOCK == 0 else size
+    blocks = (number + side - 1) // side
+    part = lambda x, i: jax.lax.dynamic_slice_in_dim(x, i * side, side)
+
+    def add(i: Array, j: Array, sums: tuple[Array, ...]) -> tuple[Array, ...]:
+        exponents = part(ends, i)[:, None] + part(starts, j)[None]
+        exponents += part(left, i) @ part(right, j).T
+        corner = jax.lax.dynamic_slice(weights, (i * side, j * side), (side, side))
+        terms = corner * jnp.exp(exponents)
+        here = terms.sum(axis=1), terms @ part(right, j)
+        there = terms.sum(axis=0), terms.T @ part(left, i)
+        places = i, j, i, j
+        found = here[0], there[0], here[1], there[1]
+        return tuple(
+            jax.lax.dynamic_update_slice_in_dim(x, part(x, at) + new, at * side, 0)
+            for x, at, new in zip(sums, places, found, strict=True)
+        )
+
+    def row(i: Array, sums: tuple[Array, ...]) -> tuple[Array, ...]:
+        return jax.lax.fori_loop(0, blocks, lambda j, sums: add(i, j, sums), sums)
+
+    zeros = tuple(map(jnp.zeros_like, (ends, starts, right, left)))
+    slopes = jax.lax.fori_loop(0, blocks, row, zeros)
+    return slopes[0].sum(), (slopes, (ends, starts, left, right))
 
 
-def _weighted_sum_backward(kept: Any, g: Array) -> tuple[Array, ...]:
+def _weighted_sum_backward(kept: Any, g: Array) -> tuple[Array | None, ...]:
     slopes, (ends, starts, left, right) = kept
     # of weights that do not vary it is not computed
     terms = jnp.exp(ends[:, None] + starts[None] + left @ right.T)
-    return (g * terms, *(g * slope for slope in slopes))
+    return (None, g * terms, *(g * slope for slope in slopes))
 
 
 _weighted_sum.defvjp(_weighted_sum_forward, _weighted_sum_backward)
 
 
-def _inverse(matrix: Array) -> tuple[Array, Array]:
-    """(1 + matrix)^-1 of a covariance [D, D], and the log of the determinant."""
-    one = jnp.eye(len(matrix), dtype=matrix.dtype)
-    root = jnp.linalg.cholesky(one + matrix)
-    log_det = 2 * jnp.log(jnp.diag(root)).sum()
-    return jax.scipy.linalg.cho_solve((root, True), one), log_det
-
-
-def saturating_cost(x: Normal, target: Array, precision: Array) -> Array:
+def saturating_cost(x: Normal, target: Array, root: Array) -> Array:
     """E[1 - exp(-(x - target)' precision (x - target) / 2)], [] in [0, 1].
 
-    The cost of Deisenroth and Rasmussen (2011).
+    The precision is root root', for a root [D, K].  The cost of Deisenroth and
+    Rasmussen (2011).
     """
-    away = x.mean - target
-    spread = jnp.eye(len(away)) + x.cov @ precision
-    exponent = away @ precision @ jnp.linalg.solve(spread, away)
-    return 1 - jnp.exp(-exponent / 2) / jnp.sqrt(jnp.linalg.det(spread))
+    away = root.T @ (x.mean - target)
+    one = jnp.eye(len(away), dtype=away.dtype)
+    inverse, log_det = definite.inverse(one + root.T @ x.cov @ root)
+    return -jnp.expm1(-(away @ inverse @ away + log_det) / 2)

@@ -17,7 +17,7 @@ from mbrl_jax.types import Transition
 pytestmark = pytest.mark.usefixtures("double")
 
 NUM_ROWS = 40
-CONFIG = gp.Config(max_exact=48, num_restarts=1, max_iterations=30)
+CONFIG = gp.Config(max_exact=48, num_restarts=1, max_evaluations=30)
 NOISE = 0.02
 
 
@@ -119,36 +119,38 @@ def test_the_gradient_of_the_likelihood() -> None:
     hyper = gp.Hyper(jnp.array([0.1, 0.3, -0.2]), jnp.array(0.2), jnp.array(-1.5))
     flat, unravel = jax.flatten_util.ravel_pytree(hyper)
 
-    def value(flat: Any, of: Any) -> Any:
+    def value(flat: Any) -> Any:
         y = seen.targets[:, 0]
-        if of == "exact":
-            return gp.negative_log_likelihood(unravel(flat), y, seen, "matern52")
-        return gp.bound(unravel(flat), y, seen, seen.inputs[:9], seen.valid[:9], of)
+        return gp.negative_log_likelihood(unravel(flat), y, seen, "matern52")
 
-    for of in ("exact", "squared_exponential"):
-        gradient = jax.grad(value)(flat, of)
-        for i in range(len(flat)):
-            nudge = 1e-5 * jnp.eye(len(flat))[i]
-            slope = (value(flat + nudge, of) - value(flat - nudge, of)) / 2e-5
-            assert abs(slope - gradient[i]) < 1e-5 * max(1, abs(slope))
+    gradient = jax.grad(value)(flat)
+    for i in range(len(flat)):
+        nudge = 1e-5 * jnp.eye(len(flat))[i]
+        slope = (value(flat + nudge) - value(flat - nudge)) / 2e-5
+        assert abs(slope - gradient[i]) < 1e-5 * max(1, abs(slope))
 
 
-def test_the_bound_is_the_likelihood_where_all_rows_are_inducing() -> None:
+def test_a_sparse_posterior_is_the_exact_one_where_all_rows_are_inducing() -> None:
     seen = gp.in_own_units(partial(gp.inputs_of, ()), data(), CONFIG)
     hyper = gp.Hyper(jnp.array([0.1, 0.3, -0.2]), jnp.array(0.2), jnp.array(-1.5))
-    args = hyper, seen.targets[:, 0], seen
-    exact = -gp.negative_log_likelihood(*args, "squared_exponential")
-    bound = lambda rows: gp.bound(
-        *args, seen.inputs[rows], seen.valid[rows], "squared_exponential"
+    y = seen.targets[:, 0]
+    exact = gp.condition(hyper, y, seen, seen, y, "squared_exponential")
+    more = gp.farthest(seen, len(y) + 5)  # rows that do not count
+    sparse = gp.condition(
+        hyper, y, seen, more, more.targets[:, 0], "squared_exponential"
     )
-    np.testing.assert_allclose(bound(slice(None)), exact, rtol=1e-5)
-    assert bound(slice(0, 9)) < exact - 1
+    k = gp.squared_exponential(
+        jnp.array([[0.3, -0.4, 0.5]]) / jnp.exp(hyper.lengthscales)[None],
+        seen.inputs / jnp.exp(hyper.lengthscales)[None],
+    )[0]
+    np.testing.assert_allclose(k @ sparse[0], k @ exact[0], rtol=1e-5)
+    np.testing.assert_allclose(k @ sparse[1] @ k, k @ exact[1] @ k, rtol=1e-5)
 
 
 def test_few_inducing_inputs_predict_nearly_as_all_do() -> None:
     known, at, action = data(), jnp.array([0.3, -0.4]), jnp.array([0.5])
     exact = gp.make(2, 1, CONFIG).predict(fitted(known)[0], at, action)
-    config = gp.Config(max_exact=30, num_restarts=1, max_iterations=30)
+    config = gp.Config(max_exact=30, num_restarts=1, max_evaluations=30)
     model = gp.make(2, 1, config)
     state, _ = model.fit(jax.random.key(1), model.init(jax.random.key(0)), known)
     sparse = model.predict(state, at, action)
@@ -157,11 +159,15 @@ def test_few_inducing_inputs_predict_nearly_as_all_do() -> None:
 
 def test_inducing_inputs_are_far_from_each_other() -> None:
     seen = gp.in_own_units(partial(gp.inputs_of, ()), data(), CONFIG)
-    centres, there = gp.inducing(seen, 8)
-    assert there.all()
+    rows = gp.farthest(seen, 8)
+    assert rows.valid.all()
+    centres = rows.inputs
     away = jnp.linalg.norm(centres[:, None] - centres[None], axis=-1) + 9 * jnp.eye(8)
     every = jnp.linalg.norm(seen.inputs[:8, None] - seen.inputs[None, :8], axis=-1)
     assert away.min() > 2 * (every + 9 * jnp.eye(8)).min()
+    for row, target in zip(rows.inputs, rows.targets, strict=True):
+        at = jnp.argmin(jnp.abs(seen.inputs - row[None]).sum(axis=1))
+        np.testing.assert_array_equal(seen.targets[at], target)
 
 
 @pytest.mark.parametrize(
@@ -192,11 +198,12 @@ def test_bad_data_gives_a_finite_posterior(case: str) -> None:
 
 def test_noise_is_added_until_there_is_a_factor() -> None:
     singular = jnp.ones((4, 4)) - 1e-13 * jnp.eye(4)
-    root, number = gp._root(singular)
+    inverse, number = gp._safe_inverse(singular)
     assert number > 0
-    assert jnp.isfinite(root).all()
-    _, number = gp._root(jnp.eye(4))
+    assert jnp.isfinite(inverse).all()
+    inverse, number = gp._safe_inverse(2 * jnp.eye(4))
     assert number == 0
+    np.testing.assert_allclose(inverse, jnp.eye(4) / 2)
 
 
 def test_angles_are_seen_as_sin_and_cos() -> None:

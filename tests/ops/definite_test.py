@@ -7,6 +7,7 @@ import pytest
 import scipy.optimize
 
 from mbrl_jax.ops import definite
+from mbrl_jax.types import Array
 
 
 @pytest.fixture(autouse=True)
@@ -121,3 +122,29 @@ def test_status():
     assert definite.status(yes, one, one) == definite.Status.SOLVED
     assert definite.status(no, one) == definite.Status.INDEFINITE
     assert definite.status(no, one, one * jnp.inf) == definite.Status.NOT_FINITE
+
+
+def test_inverse() -> None:
+    """With its determinant and both slopes as LAPACK has them; NaN if there is none."""
+    rng = np.random.default_rng(0)
+    root = rng.normal(size=(5, 5))
+    matrix, weights = (
+        jnp.array(root @ root.T + 0.1 * np.eye(5)),
+        rng.normal(size=(5, 5)),
+    )
+    found, log_det = definite.inverse(matrix)
+    np.testing.assert_allclose(found, np.linalg.inv(matrix), rtol=1e-10)
+    np.testing.assert_allclose(log_det, np.linalg.slogdet(matrix)[1], rtol=1e-10)
+
+    def ours(matrix: Array) -> Array:
+        inverse, log_det = definite.inverse(matrix)
+        return (weights * inverse).sum() + log_det**2
+
+    def theirs(matrix: Array) -> Array:
+        determinant = jnp.linalg.slogdet(matrix)[1]
+        return (weights * jnp.linalg.inv(matrix)).sum() + determinant**2
+
+    slopes = jax.grad(ours)(matrix), jax.grad(theirs)(matrix)
+    np.testing.assert_allclose(*slopes, rtol=1e-8)
+    for bad in (-matrix, jnp.full((2, 2), jnp.nan)):
+        assert jnp.isnan(definite.inverse(bad)[1])

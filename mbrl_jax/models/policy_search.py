@@ -1,0 +1,103 @@
+"""The loop of policy search in a model: run, fit to all there is, improve, repeat.
+
+repeat:
+    run one episode (a trial): the first ones at random, later by the policy
+    fit the model to all the data
+    improve the policy in the model, from what it was
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mbrl_jax import policies, replay
+from mbrl_jax.models import outcomes
+from mbrl_jax.ops import finite
+from mbrl_jax.rollout import episode
+from mbrl_jax.types import (
+    Algorithm,
+    Array,
+    Belief,
+    Env,
+    Key,
+    Metrics,
+    Model,
+    Params,
+    Policy,
+    PyTree,
+)
+
+
+class State(NamedTuple):
+    model: PyTree
+    replay: replay.Replay
+    params: Params  # of the policy
+    env_steps: Array  # [] int32
+    num_episodes: Array  # [] int32
+
+
+Improve = Callable[[Key, PyTree, Params], tuple[Params, Metrics]]
+# (key, the model's state, the policy's params)
+
+
+def make(
+    env: Env,
+    model: Model,
+    init_params: Callable[[Key], Params],
+    policy: Callable[[Params], Policy],
+    improve: Improve,
+    *,
+    capacity: int,
+    num_random_episodes: int,
+) -> Algorithm:
+    """The loop.  `improve` is first called after `num_random_episodes`."""
+
+    def init(key: Key) -> State:
+        model_key, params_key = jax.random.split(key)
+        data = replay.init(env.obs_size, env.action_size, capacity)
+        zero = jnp.zeros((), jnp.int32)
+        return State(model.init(model_key), data, init_params(params_key), zero, zero)
+
+    def step(key: Key, state: State) -> tuple[State, Metrics]:
+        episode_key, fit_key, improve_key = jax.random.split(key, 3)
+        at_random = state.num_episodes < num_random_episodes
+        acting = policies.switch(at_random, policies.uniform(env), policy(state.params))
+        transitions, valid = episode(episode_key, env, acting)
+        data = replay.insert(state.replay, transitions, valid)
+        good = finite.usable(transitions, num_batch_axes=1)
+        fitted, metrics = model.fit(fit_key, state.model, data)
+        num_episodes = state.num_episodes + 1
+        args = improve_key, fitted, state.params
+        blank = jax.eval_shape(improve, *args)[1]
+        nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), blank)
+        params, found = jax.lax.cond(
+            num_episodes >= num_random_episodes,
+            lambda: improve(*args),
+            lambda: (state.params, nothing),
+        )
+        env_steps = state.env_steps + valid.sum(dtype=jnp.int32)
+        state = State(fitted, data, params, env_steps, num_episodes)
+        return state, {
+            **metrics,
+            **found,
+            "env_steps": env_steps,
+            "episode/return": transitions.reward.sum(),
+            "episode/length": valid.sum(),
+            "episode/non_finite": (valid & ~good).sum(),
+        }
+
+    predict = outcomes.of_every_member(model)
+    return Algorithm(init, step, lambda state: policy(state.params), predict)
+
+
+def belief_of(env: Env, method: str) -> Belief:
+    """What the method needs of `env`; ValueError for one that does not have it."""
+    if env.belief is None:
+        raise ValueError(
+            f"{env.name} has no `belief`, the first observation's distribution and the "
+            f"expected reward, which {method} needs: take cartpole_pilco, or give "
+            "simulator.make_env one"
+        )
+    return env.belief
