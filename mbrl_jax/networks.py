@@ -19,20 +19,25 @@ _pets_init = nn.initializers.variance_scaling(0.25, "fan_in", "truncated_normal"
 
 
 class MLP(nn.Module):
-    """Hidden layers with an activation, then a linear layer."""
+    """Hidden layers with an activation, then a linear layer.
+
+    `masks`: what the units of each hidden layer are multiplied by, where given.
+    """
 
     hidden_sizes: tuple[int, ...]
     output_size: int
     activation: Callable[[Array], Array] = silu
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, masks: tuple[Array, ...] = ()) -> Array:
         # flax's own default is float32, even where float64 is on
         layer = partial(
             nn.Dense, kernel_init=_pets_init, param_dtype=jnp.result_type(float)
         )
-        for size in self.hidden_sizes:
+        for i, size in enumerate(self.hidden_sizes):
             x = self.activation(layer(size)(x))
+            if masks:
+                x = x * masks[i]
         return layer(self.output_size)(x)
 
 

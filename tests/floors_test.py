@@ -49,7 +49,7 @@ ROWS = {
     "vocabulary": ("rollout networks *", "policies gathering"),
     "envs": ("returned", "simulator brax_tasks saturating", "*", "systems", "__init__"),
     "planners": ("transcription ilqr mcts", "*", "collocation_mesh mpc"),
-    "models": ("ensemble propagation", "outcomes", "*", "aggregation"),
+    "models": ("ensemble propagation", "bnn", "outcomes", "*", "aggregation"),
     "gradients": ("closed_loop", "*", "windows"),
     "policy_gradient": ("actor_critic", "experience", "*"),
     "value_learning": ("parts off_policy", "*", "by_name branching", "validity"),

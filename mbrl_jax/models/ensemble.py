@@ -134,7 +134,7 @@ def make(obs_size: int, action_size: int, config: Config = Config()) -> Model:
         init_key, split_key, rows_key, train_key = jax.random.split(key, 4)
         if not config.warm_start:
             state = init(init_key)
-        inputs, targets, data = _normalised(replay, config)
+        (inputs, targets), data, _ = normalised(replay, config.learn_reward)
         order, num_held, num_train = _split(split_key, replay, config)
         take = lambda index: jax.tree.map(lambda x: x[index], data)
         holdout = take(order[: config.max_holdout])
@@ -238,6 +238,42 @@ def validate(config: Config) -> None:
         raise ValueError(f"weight_decay is {config.weight_decay}, must be at least 0")
 
 
+def joined(obs: Array, action: Array) -> Array:
+    """What a network is shown, [O + A]."""
+    return jnp.concatenate([obs, action])
+
+
+def normalised(
+    replay: Replay,
+    learn_reward: bool,
+    see: Callable[[Array, Array], Array] = joined,
+) -> tuple[tuple[normalize.Statistics, normalize.Statistics], ModelData, Array]:
+    """The statistics of inputs and targets, all the data, normalised by them, and which
+    rows are data, [C] bool."""
+    data = replay.data
+    valid = jnp.arange(replay.capacity) < replay.size
+    inputs = jax.vmap(see)(data.obs, data.action)
+    targets = data.next_obs - data.obs
+    if learn_reward:
+        targets = jnp.concatenate([targets, data.reward[:, None]], axis=1)
+    # a row that is not finite teaches nothing: it becomes the mean of the others
+    good = finite.usable((inputs, targets), num_batch_axes=1)
+
+    def by_own(x: Array, constant_std: float) -> tuple[normalize.Statistics, Array]:
+        x = jnp.where(good[:, None], x, 0)
+        stats = normalize.statistics(x, valid & good, constant_std)
+        scale = jnp.where(stats.std > 0, stats.std, 1.0)
+        x = jax.vmap(normalize.normalise, (None, 0))(stats._replace(std=scale), x)
+        return stats, jnp.where(good[:, None], x, 0)
+
+    input_stats, inputs = by_own(inputs, 1.0)
+    # what never changed is predicted so, without noise of a unit that no data chose
+    target_stats, targets = by_own(targets, 0.0)
+    terminal = data.terminal.astype(inputs.dtype)
+    rows = ModelData(inputs, targets, terminal)
+    return (input_stats, target_stats), rows, valid & good
+
+
 def _penalty(params: Params, config: Config) -> Array:
     """Weight decay, and the pull on the variance bounds (PETS, App. A.1)."""
     kernels = {}
@@ -254,33 +290,6 @@ def _penalty(params: Params, config: Config) -> Array:
         decay = config.weight_decay[layer if len(config.weight_decay) > 1 else 0]
         penalty += 0.5 * decay * jnp.square(kernel).sum()
     return penalty
-
-
-def _normalised(
-    replay: Replay, config: Config
-) -> tuple[normalize.Statistics, normalize.Statistics, ModelData]:
-    """The statistics of inputs and targets, and all the data, normalised by them."""
-    data = replay.data
-    valid = jnp.arange(replay.capacity) < replay.size
-    inputs = jnp.concatenate([data.obs, data.action], axis=1)
-    targets = data.next_obs - data.obs
-    if config.learn_reward:
-        targets = jnp.concatenate([targets, data.reward[:, None]], axis=1)
-    # a row that is not finite teaches nothing: it becomes the mean of the others
-    good = finite.usable((inputs, targets), num_batch_axes=1)
-
-    def normalised(x: Array, constant_std: float) -> tuple[normalize.Statistics, Array]:
-        x = jnp.where(good[:, None], x, 0)
-        stats = normalize.statistics(x, valid & good, constant_std)
-        scale = jnp.where(stats.std > 0, stats.std, 1.0)
-        x = jax.vmap(normalize.normalise, (None, 0))(stats._replace(std=scale), x)
-        return stats, jnp.where(good[:, None], x, 0)
-
-    input_stats, inputs = normalised(inputs, 1.0)
-    # what never changed is predicted so, without noise of a unit that no data chose
-    target_stats, targets = normalised(targets, 0.0)
-    terminal = data.terminal.astype(inputs.dtype)
-    return input_stats, target_stats, ModelData(inputs, targets, terminal)
 
 
 def _split(key: Key, replay: Replay, config: Config) -> tuple[Array, Array, Array]:

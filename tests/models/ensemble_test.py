@@ -360,7 +360,7 @@ def test_bad_rows_do_not_spread(bad: float):
     state, metrics = fit(jax.random.key(0), start, filled(*broken, 64))
     assert all(np.isfinite(x).all() for x in leaves(state))
     assert metrics["model/skipped_updates"] == 0
-    _, _, rows = ensemble._normalised(filled(*broken, 64), TINY)
+    _, rows, _ = ensemble.normalised(filled(*broken, 64), TINY.learn_reward)
     for x in (rows.inputs, rows.targets):
         assert not x[jnp.array([3, 7])].any()  # the mean
     good = np.delete(np.arange(40), [3, 7])
