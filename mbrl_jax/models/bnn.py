@@ -34,6 +34,7 @@ from jax.flatten_util import ravel_pytree
 from jax.scipy.special import entr, logit
 
 from mbrl_jax.models import ensemble
+from mbrl_jax.models.gaussian_process import inputs_of
 from mbrl_jax.networks import MLP
 from mbrl_jax.ops import checks, finite, normalize, stein
 from mbrl_jax.replay import Replay
@@ -217,14 +218,6 @@ def validate(config: Config, obs_size: int) -> None:
         raise ValueError(f"hidden_sizes is {config.hidden_sizes}, must be positive")
     if not set(config.angles) <= set(range(obs_size)):
         raise ValueError(f"angles are {config.angles}, of an obs of size {obs_size}")
-
-
-def inputs_of(angles: tuple[int, ...], obs: Array, action: Array) -> Array:
-    """The other entries of obs, sin and cos of each angle, and the action, [I]."""
-    others = jnp.array([i for i in range(len(obs)) if i not in angles], int)
-    angle = obs[jnp.array(angles, int)]
-    trig = jnp.stack([jnp.sin(angle), jnp.cos(angle)], axis=1).ravel()
-    return jnp.concatenate([obs[others], trig, action])
 
 
 def sample_members(key: Key, state: State, number: int) -> Member:
