@@ -36,14 +36,14 @@ METHODS: dict[str, tuple[str, ...]] = {
     "PETS: probabilistic ensemble, TS-infinity, iCEM": PETS,
     "deterministic ensemble, mean, CEM": (
         *PETS,
-        "--nomodel.probabilistic",
+        "--nomodel.ensemble.probabilistic",
         "--propagation=expectation",
         "--planner=cem",
     ),
     "one network, mean, random shooting": (
         *PETS,
-        "--nomodel.probabilistic",
-        "--model.num_members=1",
+        "--nomodel.ensemble.probabilistic",
+        "--model.ensemble.num_members=1",
         "--propagation=expectation",
         "--planner=random_shooting",
         "--plan.num_samples=300",

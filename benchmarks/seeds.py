@@ -17,6 +17,7 @@ from experiments.runs import jax_settings
 from mbrl_jax import envs
 from mbrl_jax.algorithms import pets
 from mbrl_jax.envs import simulator
+from mbrl_jax.models import by_name as models
 from mbrl_jax.models import ensemble
 from mbrl_jax.training import train
 from mbrl_jax.types import Algorithm, Env
@@ -28,7 +29,8 @@ def measure(
     nums_seeds: tuple[int, ...] = (1, 4, 16),
     episode_length: int = 10,
     config: pets.Config = pets.Config(
-        capacity=1000, model=ensemble.Config(num_epochs=20, patience=ENDLESS)
+        capacity=1000,
+        model=models.Config(ensemble=ensemble.Config(num_epochs=20, patience=ENDLESS)),
     ),
     num_repeats: int = 3,
 ) -> list[Row]:

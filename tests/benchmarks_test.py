@@ -33,6 +33,7 @@ from experiments.reports.statistics import Estimate
 from mbrl_jax import envs, policies, rollout
 from mbrl_jax.algorithms import apg, pets
 from mbrl_jax.envs import simulator
+from mbrl_jax.models import by_name as models
 from mbrl_jax.models import ensemble
 from mbrl_jax.networks import GaussianMLP
 from mbrl_jax.planners import mpc
@@ -53,8 +54,10 @@ TINY_PETS = pets.Config(
     propagation="expectation",
     planner="random_shooting",
     plan=mpc.Config(horizon=2, num_samples=2),
-    model=ensemble.Config(
-        probabilistic=False, num_members=1, hidden_sizes=(4,), num_epochs=2
+    model=models.Config(
+        ensemble=ensemble.Config(
+            probabilistic=False, num_members=1, hidden_sizes=(4,), num_epochs=2
+        )
     ),
 )
 

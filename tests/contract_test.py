@@ -50,6 +50,7 @@ from mbrl_jax.algorithms import (
 )
 from mbrl_jax.algorithms import mpc as true_mpc
 from mbrl_jax.envs import grid, point_mass, simulator
+from mbrl_jax.models import by_name as models
 from mbrl_jax.models import ensemble, gaussian_process
 from mbrl_jax.planners import mpc
 from mbrl_jax.policy_gradient import natural_gradient
@@ -76,13 +77,15 @@ class Row(NamedTuple):
 
 
 SHORT = simulator.time_limit(point_mass.make(), 4)
-TINY_MODEL = ensemble.Config(
-    num_members=3,
-    num_elites=2,
-    hidden_sizes=(8,),
-    weight_decay=(1e-3, 2e-3),
-    batch_size=4,
-    num_epochs=3,
+TINY_MODEL = models.Config(
+    ensemble=ensemble.Config(
+        num_members=3,
+        num_elites=2,
+        hidden_sizes=(8,),
+        weight_decay=(1e-3, 2e-3),
+        batch_size=4,
+        num_epochs=3,
+    )
 )
 TINY_PLAN = mpc.Config(horizon=3, num_samples=6, num_elites=3, num_iterations=2)
 TINY_NET = NetConfig(hidden_sizes=(8,))
@@ -577,11 +580,13 @@ def with_floats(config: Any, values: dict[tuple[Any, ...], Any]) -> Any:
 
 
 def test_floats_are_found_and_put_back():
-    config = pets.Config(model=ensemble.Config(weight_decay=(0.25, 0.5)))
+    config = pets.Config(
+        model=models.Config(ensemble=ensemble.Config(weight_decay=(0.25, 0.5)))
+    )
     found = floats(config)
     assert found[("risk_level",)] == 1.0
     assert found[("plan", "init_std")] == 0.5
-    assert found[("model", "weight_decay", 1)] == 0.5
+    assert found[("model", "ensemble", "weight_decay", 1)] == 0.5
     assert with_floats(config, found) == config
     assert with_floats(config, {("plan", "init_std"): 7.0}).plan.init_std == 7
 

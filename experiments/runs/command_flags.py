@@ -66,7 +66,8 @@ def read_config(values: flags.FlagValues, default: Any, prefix: str = "") -> Any
         value: Any = values[name].value
         if isinstance(old, tuple):
             value = _elements(name, value, _element(hints[field.name]))
-        _check(name, value, _may_be_infinite(field, old))
+        sizes = isinstance(value, tuple) and field.default != ()  # else indices
+        _check(name, value, _may_be_infinite(field, old), sizes)
         new[field.name] = value
     return dataclasses.replace(default, **new)
 
@@ -81,6 +82,21 @@ def flat(config: Any, prefix: str = "") -> dict[str, Any]:
         else:
             fields[name] = value
     return fields
+
+
+def in_use(fields: Mapping[str, Any]) -> list[str]:
+    """The names, as by `flat`, of the settings that count: where a field `name` says
+    which of the fields beside it is in use, not those below the others."""
+
+    def counts(name: str) -> bool:
+        parts = name.split(".")[:-1]
+        chosen = (".".join([*parts[:i], "name"]) for i in range(1, len(parts)))
+        return all(
+            fields.get(where, part) == part
+            for where, part in zip(chosen, parts[1:], strict=True)
+        )
+
+    return [name for name in fields if counts(name)]
 
 
 def replace(config: Any, fields: Mapping[str, Any]) -> Any:
@@ -243,13 +259,12 @@ def _may_be_infinite(field: dataclasses.Field[Any], value: Any) -> bool:
     return any(isinstance(x, float) and math.isinf(x) for x in values)
 
 
-def _check(name: str, value: Any, may_be_infinite: bool) -> None:
+def _check(name: str, value: Any, may_be_infinite: bool, sizes: bool = False) -> None:
     """Raises flags.Error for a number, or an element of a tuple, that cannot be.
 
     An int has 32 bits on all devices, and so has a float.
     """
-    sizes = isinstance(value, tuple)
-    for x in value if sizes else (value,):
+    for x in value if isinstance(value, tuple) else (value,):
         wrong = ""
         if isinstance(x, float) and math.isnan(x):
             wrong = "is not a number"

@@ -7,7 +7,7 @@ anything else here.
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -102,7 +102,7 @@ def in_model(
         name = run.record["algorithm"]
         raise ValueError(f"{name} learns no model: leave --model out")
     learned = [
-        bool(run.record["config"].get(f"model.learn_{name}")) or known is None
+        _learns(run.record["config"], name) or known is None
         for name, known in (("reward", env.reward), ("terminal", env.terminal))
     ]
     read = outcomes.decoder(env, *learned)
@@ -124,6 +124,14 @@ def in_model(
     if not std_of.any():
         system = system._replace(log_prob=None)
     return _task("learned model", system, env, policy, horizon, std)
+
+
+def _learns(config: Mapping[str, Any], name: str) -> bool:
+    """Whether the model is told to learn the reward, or terminations."""
+    return any(
+        config.get(f"{field}.{config.get(f'{field}.name')}.learn_{name}")
+        for field in ("model", "network")
+    )
 
 
 def network(env: Env, hidden_sizes: Sequence[int], gain: float, seed: int) -> Policy:

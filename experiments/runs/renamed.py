@@ -1,12 +1,17 @@
 """What was called something else before: for old folders, old ledgers, old habits.
 
 One table for both ends: what is on disk is read through it, and an old flag on the
-command line is an error that says the new one.
+command line is an error that says the new one.  Runs from before models had a choice
+are of ensembles, and get today's defaults for the models that they do not use.
 """
 
+import dataclasses
+import importlib
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+from mbrl_jax.models import by_name, ensemble
 
 _LEARNERS = {
     "a2c": {"trace_decay": "gae_lambda"},
@@ -26,7 +31,21 @@ def _under(prefix: str, learner: str) -> dict[str, str]:
     return {f"{prefix}.{old}": f"{prefix}.{new}" for old, new in names.items()}
 
 
-SETTINGS: dict[str, dict[str, str]] = {  # algorithm -> {old: new}
+_OF_A_MODEL = {  # algorithm -> its field; once of an ensemble, now of any model
+    **dict.fromkeys(("bptt", "dyna", "maac", "mbpo", "mbrl_v05", "mbrl_v10"), "model"),
+    **dict.fromkeys(("mbrl_v15", "me_trpo", "mve", "nagabandi", "pets"), "model"),
+    **dict.fromkeys(("steve", "svg"), "model"),
+    "mba": "network",
+}
+
+
+def _of_an_ensemble(algorithm: str) -> dict[str, str]:
+    prefix = _OF_A_MODEL[algorithm]
+    names = [field.name for field in dataclasses.fields(ensemble.Config)]
+    return {f"{prefix}.{name}": f"{prefix}.ensemble.{name}" for name in names}
+
+
+_OTHER_SETTINGS: dict[str, dict[str, str]] = {
     "a2c": _under("learn", "a2c"),
     "me_trpo": {
         old: new
@@ -38,6 +57,13 @@ SETTINGS: dict[str, dict[str, str]] = {  # algorithm -> {old: new}
     "ppo": _under("learn", "ppo"),
     "shac": {"trace_decay": "td_lambda"},
     "trpo": _under("learn", "trpo"),
+}
+SETTINGS = {  # algorithm -> {old: new}
+    **_OTHER_SETTINGS,
+    **{
+        name: {**_OTHER_SETTINGS.get(name, {}), **_of_an_ensemble(name)}
+        for name in _OF_A_MODEL
+    },
 }
 LEAVES = {  # parts of the path to an array in a checkpoint
     "running": "parallel",
@@ -63,9 +89,10 @@ def _spelled(x: Any) -> Any:
 def record(old: Mapping[str, Any]) -> dict[str, Any]:
     """The record of a run folder (config.json)."""
     algorithm, new = old["algorithm"], dict(old)
-    for name in ("config", "varied"):
-        if new.get(name):
-            new[name] = settings(algorithm, new[name])
+    if new.get("config"):
+        new["config"] = _completed(algorithm, new["config"])
+    if new.get("varied"):
+        new["varied"] = settings(algorithm, new["varied"])
     if new.get("population"):
         ranges = settings(algorithm, new["population"]["ranges"])
         new["population"] = {**new["population"], "ranges": ranges}
@@ -76,9 +103,26 @@ def checkpoint(old: Mapping[str, Any]) -> dict[str, Any]:
     """The record of a checkpoint: its configuration, and the names of its arrays."""
     config = old["config"]
     if "algorithm" in config:
-        config = settings(config["algorithm"], config)
+        config = _completed(config["algorithm"], config)
     leaves = [[_leaf(name), *rest] for name, *rest in old["leaves"]]
     return {**old, "config": config, "leaves": leaves}
+
+
+def _completed(algorithm: str, old: Mapping[str, Any]) -> dict[str, Any]:
+    """`settings` of a whole run, with those of models that there were none of then."""
+    new = settings(algorithm, old)
+    if algorithm not in _OF_A_MODEL or not _of_an_ensemble(algorithm).keys() & old:
+        return new
+    field = _OF_A_MODEL[algorithm]
+    module = importlib.import_module(f"mbrl_jax.algorithms.{algorithm}")
+    models: by_name.Config = getattr(module.Config(), field)
+    plain = lambda x: list(x) if isinstance(x, tuple) else x
+    unused = {
+        f"{field}.{name}.{part.name}": plain(getattr(getattr(models, name), part.name))
+        for name in ("gaussian_process", "bnn")
+        for part in dataclasses.fields(getattr(models, name))
+    }
+    return {f"{field}.name": "ensemble", **unused, **new}
 
 
 def _leaf(path: str) -> str:
@@ -96,6 +140,10 @@ def flags(name: str, known: Iterable[str]) -> list[str]:
             new
             for names in SETTINGS.values()
             for old, new in names.items()
-            if new in known and name in (old, old.rpartition(".")[2])
+            if new in known and (name == old or name == _last(old) != _last(new))
         }
     )
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]

@@ -67,14 +67,15 @@ def domains(config: Any, texts: Iterable[str]) -> dict[str, Domain]:
 
 
 def full_name(config: Any, name: str) -> str:
-    """`name`, or the one hyperparameter of which it is the last part.
+    """`name`, or the one hyperparameter in use of which it is the last part.
 
     Raises ValueError if there is none, or more than one.
     """
-    known = [*command_flags.flat(config), *OF_RUN]
+    fields = command_flags.flat(config)
+    known = [*fields, *OF_RUN]
     if name in known:
         return name
-    found = [x for x in known if x.rpartition(".")[2] == name]
+    found = [x for x in command_flags.in_use(fields) if x.rpartition(".")[2] == name]
     if len(found) > 1:
         raise ValueError(f"{name} could be {' or '.join(found)}")
     if not found:

@@ -50,7 +50,9 @@ def select(lines: list[ledger.Line], selection: str) -> list[ledger.Line]:
         if not equals:
             raise ValueError(f"{part!r} in a selection is not NAME=VALUE")
         facts = [_facts(line) for line in lines]
-        name = _full_name(short, {x for fact in facts for x in fact})
+        known = {x for fact in facts for x in fact}
+        used = {x for fact in facts for x in command_flags.in_use(fact)}
+        name = _full_name(short, known, used)
         there = sorted({results.text(fact[name]) for fact in facts if name in fact})
         lines = [
             line
@@ -77,11 +79,11 @@ def _facts(line: ledger.Line) -> dict[str, Any]:
     return {**results.settings(line), **own}
 
 
-def _full_name(name: str, known: set[str]) -> str:
-    """`name`, or the one name whose last part it is."""
+def _full_name(name: str, known: set[str], used: set[str]) -> str:
+    """`name`, or the one name in use whose last part it is."""
     if name in known:
         return name
-    found = sorted(x for x in known if x.rpartition(".")[2] == name)
+    found = sorted(x for x in used if x.rpartition(".")[2] == name)
     if len(found) > 1:
         raise ValueError(f"{name} could be {' or '.join(found)}")
     if not found:

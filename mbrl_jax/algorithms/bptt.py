@@ -25,10 +25,20 @@ import optax
 from mbrl_jax import optimizers, policies, replay
 from mbrl_jax.gradients import closed_loop, pathwise
 from mbrl_jax.gradients.closed_loop import ExpectedReturn
-from mbrl_jax.models import ensemble, outcomes
+from mbrl_jax.models import by_name as models
+from mbrl_jax.models import outcomes
 from mbrl_jax.ops import checks, estimate, finite, normalize
 from mbrl_jax.rollout import episode
-from mbrl_jax.types import Algorithm, Array, Env, Key, Metrics, Params, Policy
+from mbrl_jax.types import (
+    Algorithm,
+    Array,
+    Env,
+    Key,
+    Metrics,
+    Params,
+    Policy,
+    PyTree,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,11 +56,11 @@ class Config:
     hidden_sizes: tuple[int, ...] = (64, 64)  # of the policy
     init_std: float = 0.2  # of the action before squashing, in units of its limit
     segment: int = 0  # rematerialise, keeping every so many-th state; 0: keep all
-    model: ensemble.Config = ensemble.Config()
+    model: models.Config = models.Config()
 
 
 class State(NamedTuple):
-    model: ensemble.State
+    model: PyTree
     replay: replay.Replay
     params: Params  # of the policy
     opt_state: optax.OptState
@@ -67,7 +77,7 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
     model, decode = outcomes.learned(env, config.model)
     network = policies.squashed(env, config.hidden_sizes, config.init_std)
     optimizer = optimizers.clipped_adam(config.learning_rate, config.max_norm)
-    num_members = ensemble.num_elites(config.model)
+    num_members = models.num_members(config.model)
 
     def init(key: Key) -> State:
         model_key, params_key = jax.random.split(key)
@@ -158,7 +168,7 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
 
 
 def _validate(env: Env, config: Config) -> None:
-    ensemble.validate(config.model)
+    models.validate(config.model, env.obs_size)
     counts = ("num_random_episodes", "num_updates", "num_rollouts", "horizon")
     checks.at_least(config, 1, *counts)
     checks.at_least(config, 0, "segment")
@@ -166,4 +176,4 @@ def _validate(env: Env, config: Config) -> None:
     checks.within(config, 0, 1, "discount")
     checks.divides(config, "segment", "horizon")
     checks.holds_an_episode(config, env)
-    ensemble.shares(config.model, "num_rollouts", config.num_rollouts)
+    models.shares(config.model, "num_rollouts", config.num_rollouts)

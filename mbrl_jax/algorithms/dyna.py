@@ -19,7 +19,7 @@ from functools import partial
 import jax
 
 from mbrl_jax import policies, replay
-from mbrl_jax.models import ensemble
+from mbrl_jax.models import by_name as models
 from mbrl_jax.ops import checks
 from mbrl_jax.replay import Replay
 from mbrl_jax.types import Algorithm, Array, Env, Key, Policy
@@ -38,7 +38,7 @@ class Config:
     collect: off_policy.Config = off_policy.Config(updates_per_step=5)
     learner: by_name.Config = by_name.Config()
     imagine: branching.Config = branching.Config()
-    model: ensemble.Config = ensemble.Config()
+    model: models.Config = models.Config()
 
 
 State = off_policy.State
@@ -47,7 +47,7 @@ State = off_policy.State
 def make(env: Env, config: Config = Config()) -> Algorithm:
     """The algorithm.  Raises ValueError for a configuration that cannot be."""
     _validate(config)
-    setting = branching.of_ensemble(
+    setting = branching.learned(
         env,
         by_name.make(env, config.learner),
         config.model,

@@ -19,7 +19,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from mbrl_jax.models import ensemble
+from mbrl_jax.models import bnn, ensemble, gaussian_process
+from mbrl_jax.models import by_name as models
 from mbrl_jax.models.imagine import sample_ts1
 from mbrl_jax.ops import checks
 from mbrl_jax.types import Algorithm, Env, Key, Metrics, PyTree, Transition
@@ -38,8 +39,12 @@ class Config:
     collect: off_policy.Config = off_policy.Config(updates_per_step=10)
     learn: sac.Config = sac.Config()
     imagine: branching.Config = branching.Config()
-    model: ensemble.Config = ensemble.Config(
-        hidden_sizes=(200, 200), batch_size=256, patience=5, learn_reward=True
+    model: models.Config = models.Config(
+        ensemble=ensemble.Config(
+            hidden_sizes=(200, 200), batch_size=256, patience=5, learn_reward=True
+        ),
+        gaussian_process=gaussian_process.Config(learn_reward=True),
+        bnn=bnn.Config(learn_reward=True),
     )
 
 
@@ -51,7 +56,7 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
     checks.at_least(config, 0, "max_horizon")
     checks.at_least(config, 1, "num_windows")
     learner = sac.make(env, config.learn)
-    setting = branching.of_ensemble(
+    setting = branching.learned(
         env, learner, config.model, config.imagine, config.collect.batch_size
     )
     model, most = setting.model, config.max_horizon

@@ -11,10 +11,11 @@
         imagine no more, and learn from what is real alone, after `imagine_until` steps
 
 The models: "linear", local linear-Gaussian dynamics of each time step of an episode,
-with the environment's own reward and termination; "network", an ensemble fitted to all
-real data; "none", which is NAF, as is `real_share` 1.  Deviations: real and imagined
-rows share a batch instead of taking turns; the model is refitted once an iteration; no
-exploration by iLQG; noise of the linear model is drawn for each variable by itself.
+with the environment's own reward and termination; "network", an ensemble, or another of
+`models/by_name.py`, fitted to all real data; "none", which is NAF, as is `real_share`
+1.  Deviations: real and imagined rows share a batch instead of taking turns; the model
+is refitted once an iteration; no exploration by iLQG; noise of the linear model is
+drawn for each variable by itself.
 """
 
 import dataclasses
@@ -26,7 +27,8 @@ import jax
 import jax.numpy as jnp
 
 from mbrl_jax import replay
-from mbrl_jax.models import ensemble, imagine, linear_gaussian, outcomes
+from mbrl_jax.models import by_name as models
+from mbrl_jax.models import imagine, linear_gaussian, outcomes
 from mbrl_jax.models.imagine import Sampler
 from mbrl_jax.models.linear_gaussian import Dynamics, Episodes
 from mbrl_jax.models.outcomes import Decode
@@ -60,7 +62,7 @@ class Config:
     real_share: float = 0.5  # of the rows of a batch
     imagine_until: int = 0  # real steps, after which all is real; 0: never
     strength: float = 1.0  # of the linear models' prior, in rows per time step
-    network: ensemble.Config = ensemble.Config()
+    network: models.Config = models.Config()
 
 
 State = off_policy.State
@@ -83,7 +85,7 @@ class _Model(NamedTuple):
 
 def make(env: Env, config: Config = Config()) -> Algorithm:
     """The algorithm.  Raises ValueError for a configuration that cannot be."""
-    _validate(config)
+    _validate(env, config)
     learner = parts.learner(naf.make(env, config.learn))
     method = off_policy.model_free(learner, config.collect.batch_size)
     if config.model != "none":
@@ -223,11 +225,12 @@ def _draw(key: Key, episodes: Episodes, number: int) -> tuple[Array, Array]:
     return obs[place], place % episodes.valid.shape[1]
 
 
-def _validate(config: Config) -> None:
+def _validate(env: Env, config: Config) -> None:
     checks.one_of(config, "model", (*_MODELS, "none"))
     counts = "num_episodes", "num_rollouts", "rollout_length", "retain"
     checks.at_least(config, 1, *counts)
     checks.at_least(config, 0, "imagine_until")
     checks.within(config, 0, 1, "real_share")
     checks.positive(config, "strength")
-    checks.under("network", ensemble.validate, config.network)
+    of_network = partial(models.validate, obs_size=env.obs_size)
+    checks.under("network", of_network, config.network)

@@ -17,7 +17,8 @@ Deviations: elites share the rows of a step equally; with `real_share` 1 it is S
 
 import dataclasses
 
-from mbrl_jax.models import ensemble
+from mbrl_jax.models import bnn, ensemble, gaussian_process
+from mbrl_jax.models import by_name as models
 from mbrl_jax.ops import checks
 from mbrl_jax.types import Algorithm, Env
 from mbrl_jax.value_learning import branching, off_policy, sac, validity
@@ -30,16 +31,20 @@ class Config:
     collect: off_policy.Config = off_policy.Config(updates_per_step=20)
     learn: sac.Config = sac.Config()
     imagine: branching.Config = branching.Config(num_rollouts=100_000)
-    model: ensemble.Config = ensemble.Config(
-        num_members=7,
-        num_elites=5,
-        hidden_sizes=(200, 200, 200, 200),
-        weight_decay=(2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4),
-        batch_size=256,
-        patience=5,
-        holdout_fraction=0.2,
-        max_holdout=5000,
-        learn_reward=True,
+    model: models.Config = models.Config(
+        ensemble=ensemble.Config(
+            num_members=7,
+            num_elites=5,
+            hidden_sizes=(200, 200, 200, 200),
+            weight_decay=(2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4),
+            batch_size=256,
+            patience=5,
+            holdout_fraction=0.2,
+            max_holdout=5000,
+            learn_reward=True,
+        ),
+        gaussian_process=gaussian_process.Config(learn_reward=True),
+        bnn=bnn.Config(learn_reward=True),
     )
     num_watched: int = 64  # windows of real steps that the model is measured on
 
@@ -50,7 +55,7 @@ State = off_policy.State
 def make(env: Env, config: Config = Config()) -> Algorithm:
     """The algorithm.  Raises ValueError for a configuration that cannot be."""
     checks.at_least(config, 1, "num_watched")
-    setting = branching.of_ensemble(
+    setting = branching.learned(
         env,
         sac.make(env, config.learn),
         config.model,

@@ -14,6 +14,7 @@ A plan is executed blindly, however wrong it turns out on the way: see `mbrl_v15
 import dataclasses
 
 from mbrl_jax.models import aggregation, ensemble
+from mbrl_jax.models import by_name as models
 from mbrl_jax.ops import checks
 from mbrl_jax.planners import mpc
 from mbrl_jax.types import Algorithm, Env
@@ -32,7 +33,9 @@ class Config:
     plan: mpc.Config = mpc.Config(  # there is time to search: plans are few
         interval=10, num_samples=200, num_elites=20, num_iterations=10
     )
-    model: ensemble.Config = ensemble.Config(probabilistic=False, num_members=1)
+    model: models.Config = models.Config(
+        ensemble=ensemble.Config(probabilistic=False, num_members=1)
+    )
 
 
 def make(env: Env, config: Config = Config()) -> Algorithm:

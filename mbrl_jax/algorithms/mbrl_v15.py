@@ -14,6 +14,7 @@ with.  It pays with a search per action; version 2.0, `bptt`, has a network act.
 import dataclasses
 
 from mbrl_jax.models import aggregation, ensemble
+from mbrl_jax.models import by_name as models
 from mbrl_jax.ops import checks
 from mbrl_jax.planners import mpc
 from mbrl_jax.types import Algorithm, Env
@@ -30,7 +31,9 @@ class Config:
     # random_shooting, cem, icem, mppi, cma_es, gradient or ilqr
     planner: str = "icem"
     plan: mpc.Config = mpc.Config()
-    model: ensemble.Config = ensemble.Config(probabilistic=False, num_members=1)
+    model: models.Config = models.Config(
+        ensemble=ensemble.Config(probabilistic=False, num_members=1)
+    )
 
 
 def make(env: Env, config: Config = Config()) -> Algorithm:

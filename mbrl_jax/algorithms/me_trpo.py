@@ -23,7 +23,8 @@ import jax
 import jax.numpy as jnp
 
 from mbrl_jax import replay
-from mbrl_jax.models import ensemble, imagine, outcomes
+from mbrl_jax.models import by_name as models
+from mbrl_jax.models import imagine, outcomes
 from mbrl_jax.ops import checks, finite
 from mbrl_jax.policy_gradient import a2c as a2c_learner
 from mbrl_jax.policy_gradient import actor_critic, experience
@@ -63,11 +64,11 @@ class Config:
     ppo: ppo_learner.Config = ppo_learner.Config()
     reinforce: reinforce_learner.Config = reinforce_learner.Config()
     trpo: trpo_learner.Config = trpo_learner.Config()
-    model: ensemble.Config = ensemble.Config()
+    model: models.Config = models.Config()
 
 
 class State(NamedTuple):
-    model: ensemble.State
+    model: PyTree
     replay: replay.Replay
     learner: PyTree
     env_steps: Array  # [] int32
@@ -208,8 +209,8 @@ def _validate(env: Env, config: Config) -> None:
     counts = ("num_episodes", "num_rollouts", "horizon", "num_updates", "num_rounds")
     checks.at_least(config, 1, *counts)
     checks.within(config, 0, 1, "min_improved")
-    ensemble.validate(config.model)
+    models.validate(config.model, env.obs_size)
     checks.holds_an_episode(config, env)
-    ensemble.shares(config.model, "num_rollouts", config.num_rollouts)
+    models.shares(config.model, "num_rollouts", config.num_rollouts)
     used = getattr(config, config.learner)
     experience.check_minibatches(used, config.num_rollouts * config.horizon)

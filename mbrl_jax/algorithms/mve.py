@@ -16,7 +16,8 @@ mean, and takes a step of its own at every update.
 
 import dataclasses
 
-from mbrl_jax.models import ensemble, imagine, outcomes
+from mbrl_jax.models import bnn, ensemble, gaussian_process, imagine, outcomes
+from mbrl_jax.models import by_name as models
 from mbrl_jax.ops import checks
 from mbrl_jax.types import Algorithm, Env, Key, Metrics, PyTree, Transition
 from mbrl_jax.value_learning import by_name, expansion, off_policy, td3
@@ -31,8 +32,12 @@ class Config:
     td_k: bool = True  # learn at imagined states, too
     collect: off_policy.Config = off_policy.Config(updates_per_step=4)
     learner: by_name.Config = by_name.Config(name="td3", td3=td3.DDPG)
-    model: ensemble.Config = ensemble.Config(
-        num_members=1, hidden_sizes=(128, 128), learn_reward=True
+    model: models.Config = models.Config(
+        ensemble=ensemble.Config(
+            num_members=1, hidden_sizes=(128, 128), learn_reward=True
+        ),
+        gaussian_process=gaussian_process.Config(learn_reward=True),
+        bnn=bnn.Config(learn_reward=True),
     )
 
 

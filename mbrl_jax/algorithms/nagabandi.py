@@ -28,6 +28,7 @@ import optax
 
 from mbrl_jax import gathering, imitation, optimizers, policies, replay
 from mbrl_jax.models import aggregation, ensemble, outcomes
+from mbrl_jax.models import by_name as models
 from mbrl_jax.ops import checks, loop, normalize
 from mbrl_jax.planners import mpc
 from mbrl_jax.policy_gradient import actor_critic, experience
@@ -41,6 +42,7 @@ from mbrl_jax.types import (
     Metrics,
     Params,
     Policy,
+    PyTree,
 )
 
 
@@ -62,11 +64,13 @@ class Config:
     plan: mpc.Config = mpc.Config(num_samples=1000)
     net: actor_critic.Config = actor_critic.Config(init_std=0.5)
     trpo: trpo_learner.Config = trpo_learner.Config()
-    model: ensemble.Config = ensemble.Config(probabilistic=False, num_members=1)
+    model: models.Config = models.Config(
+        ensemble=ensemble.Config(probabilistic=False, num_members=1)
+    )
 
 
 class State(NamedTuple):
-    model: ensemble.State
+    model: PyTree
     replay: replay.Replay
     answers: replay.Replay  # transitions whose actions are MPC's
     learner: trpo_learner.State

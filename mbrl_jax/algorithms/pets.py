@@ -15,7 +15,8 @@ cores; those of `models/ensemble.py`.
 
 import dataclasses
 
-from mbrl_jax.models import aggregation, ensemble, outcomes, particles
+from mbrl_jax.models import aggregation, outcomes, particles
+from mbrl_jax.models import by_name as models
 from mbrl_jax.models.propagation import PROPAGATIONS
 from mbrl_jax.ops import checks
 from mbrl_jax.ops import risk as risks
@@ -38,7 +39,7 @@ class Config:
     risk_level: float = 1.0  # stds subtracted, or fraction of worst particles in cvar
     planner: str = "icem"  # or cem (the paper's), cma_es, gradient, mppi, ...
     plan: mpc.Config = mpc.Config()
-    model: ensemble.Config = ensemble.Config()
+    model: models.Config = models.Config()
 
 
 def make(env: Env, config: Config = Config()) -> Algorithm:
@@ -79,7 +80,7 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
 
 def _validate(env: Env, config: Config) -> None:
     mpc.validate(config.planner, config.plan)
-    ensemble.validate(config.model)
+    models.validate(config.model, env.obs_size)
     checks.one_of(config, "propagation", PROPAGATIONS)
     checks.one_of(config, "risk", risks.RISKS)
     if config.planner in mpc.LOOK_INSIDE and config.risk != "mean":
@@ -92,4 +93,4 @@ def _validate(env: Env, config: Config) -> None:
         checks.within(config, 0, 1, "risk_level")
     checks.holds_an_episode(config, env)
     if config.propagation != "expectation":
-        ensemble.shares(config.model, "num_particles", config.num_particles)
+        models.shares(config.model, "num_particles", config.num_particles)

@@ -21,7 +21,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from mbrl_jax.models import ensemble, outcomes
+from mbrl_jax.models import bnn, ensemble, gaussian_process, outcomes
+from mbrl_jax.models import by_name as models
 from mbrl_jax.ops import checks
 from mbrl_jax.types import Algorithm, Array, Env, Key, Metrics, PyTree, Transition
 from mbrl_jax.value_learning import by_name, expansion, off_policy, td3
@@ -37,8 +38,15 @@ class Config:
     learner: by_name.Config = by_name.Config(
         name="td3", td3=dataclasses.replace(td3.DDPG, num_critics=4)
     )
-    model: ensemble.Config = ensemble.Config(
-        probabilistic=False, num_members=4, hidden_sizes=(128, 128), learn_reward=True
+    model: models.Config = models.Config(
+        ensemble=ensemble.Config(
+            probabilistic=False,
+            num_members=4,
+            hidden_sizes=(128, 128),
+            learn_reward=True,
+        ),
+        gaussian_process=gaussian_process.Config(learn_reward=True),
+        bnn=bnn.Config(learn_reward=True),
     )
 
 

@@ -33,6 +33,7 @@ import jax.numpy as jnp
 import optax
 
 from mbrl_jax import optimizers, replay
+from mbrl_jax.models import by_name as models
 from mbrl_jax.models import ensemble, outcomes
 from mbrl_jax.models.outcomes import Outcome
 from mbrl_jax.networks import MLP
@@ -70,7 +71,9 @@ class Config:
     std: float = 0.5  # of the action, in units of its limit
     saturation_cost: float = 0.01  # of the mean's squared argument, in stds of reward
     critic_sizes: tuple[int, ...] = (128, 128)
-    model: ensemble.Config = ensemble.Config(num_members=1, num_epochs=20, patience=5)
+    model: models.Config = models.Config(
+        ensemble=ensemble.Config(num_members=1, num_epochs=20, patience=5)
+    )
 
 
 class _Logged(NamedTuple):
@@ -86,7 +89,7 @@ class _Logged(NamedTuple):
 
 
 class State(NamedTuple):
-    model: ensemble.State
+    model: PyTree
     replay: replay.Replay  # of _Logged
     latest: _Logged  # [T, ...] the last episode
     valid: Array  # [T] bool
@@ -104,8 +107,7 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
     """The algorithm.  Raises ValueError for a configuration that cannot be."""
     checks.continuous(env)
     _validate(env, config)
-    never = lambda obs, action, next_obs: jnp.zeros((), bool)  # ends are in the data
-    model, decode = outcomes.learned(env._replace(terminal=never), config.model)
+    model, decode = outcomes.learned(env._replace(terminal=_never), config.model)
     network: Any = MLP(config.hidden_sizes, env.action_size)
     critic: Any = MLP(config.critic_sizes, 1)
     optimizer, critic_optimizer = (
@@ -183,7 +185,7 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
             first = jax.tree.map(lambda x: x[:, 0], batch)
             state, error = fit_critic(critic_key, state, first)
         members = model.members(state.model)
-        number = ensemble.num_elites(config.model)
+        number = models.num_members(config.model)
         which = jax.random.randint(member_key, (), 0, number)
         member = jax.tree.map(lambda x: x[which], members)
         objective = q_value if of_action else partial(retraced, member)
@@ -320,6 +322,11 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
     return Algorithm(init, step, policy, predict)
 
 
+def _never(obs: Array, action: Array, next_obs: Array) -> Array:
+    """Ends are in the data."""
+    return jnp.zeros((), bool)
+
+
 def _with_inferred_noise(gaussian: Gaussian, x: Array) -> Array:
     """The sample `x` as mean + std noise, with the noise that makes it `x` [D].
 
@@ -368,9 +375,10 @@ def _retrace(
 
 
 def _validate(env: Env, config: Config) -> None:
-    ensemble.validate(config.model)
-    if config.model.learn_terminal:
-        raise ValueError("model.learn_terminal: SVG takes ends from the real data")
+    models.validate(config.model, env.obs_size)
+    if models.learns(config.model, env._replace(terminal=_never))[1]:
+        name = f"model.{config.model.name}.learn_terminal"
+        raise ValueError(f"{name}: SVG takes ends from the real data")
     checks.at_least(config, -1, "horizon")
     checks.at_least(config, 0, "saturation_cost")
     checks.at_least(config, 1, "num_updates", "batch_size")

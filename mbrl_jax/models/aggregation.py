@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from mbrl_jax import policies, replay
-from mbrl_jax.models import ensemble, outcomes, particles, propagation
+from mbrl_jax.models import outcomes, particles, propagation
 from mbrl_jax.ops import checks, finite
 from mbrl_jax.planners import mpc
 from mbrl_jax.rollout import episode
@@ -33,7 +33,7 @@ from mbrl_jax.types import (
 
 
 class State(NamedTuple):
-    model: ensemble.State
+    model: PyTree
     replay: replay.Replay
     env_steps: Array  # [] int32
     num_episodes: Array  # [] int32
@@ -79,7 +79,7 @@ def make(
 
 
 def planning(env: Env, config: Any) -> tuple[Model, Callable[[PyTree], Policy]]:
-    """An ensemble, and of its state the policy that plans in the mean of its members.
+    """A model, and of its state the policy that plans in the mean of its members.
 
     `config` has `capacity`, `planner`, `plan` and `model`.  Raises ValueError for what
     cannot be.

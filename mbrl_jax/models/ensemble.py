@@ -209,16 +209,6 @@ def num_elites(config: Config) -> int:
     return config.num_elites or config.num_members
 
 
-def shares(config: Config, field: str, number: int) -> None:
-    """Raises ValueError, naming the `field`, for a number that cannot be shared equally
-    among the members that predict."""
-    if number % num_elites(config):
-        raise ValueError(
-            f"{field} is {number}, must be a multiple of the {num_elites(config)} "
-            "members that predict"
-        )
-
-
 def validate(config: Config) -> None:
     """Raises ValueError, naming the fields, for a configuration that cannot be."""
     checks.at_least(config, 1, "num_members", "batch_size", "num_epochs", "patience")

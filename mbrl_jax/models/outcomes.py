@@ -5,14 +5,13 @@ termination where these are learned.  What is not learned is computed by the
 environment's own functions.
 """
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from mbrl_jax.models import ensemble
+from mbrl_jax.models import by_name
 from mbrl_jax.types import Array, Env, Gaussian, Key, Metrics, Model, PyTree
 
 
@@ -47,21 +46,17 @@ def decoder(
 
 
 def learned(
-    env: Env, config: ensemble.Config
+    env: Env, config: by_name.Config
 ) -> tuple[Model, Callable[[Array, Array, Array], Outcome]]:
-    """An ensemble for `env`, and its `outcome`.  It also learns reward and termination
+    """A model for `env`, and its `outcome`.  It also learns reward and termination
     where `config` says so, or where only the simulator knows them.
 
     It sees discrete actions one-hot, and others within their limits, as the environment
     does: a Gaussian policy, and a replay of what it did, goes beyond them.
     """
-    learn_reward = config.learn_reward or env.reward is None
-    learn_terminal = config.learn_terminal or env.terminal is None
-    config = dataclasses.replace(
-        config, learn_reward=learn_reward, learn_terminal=learn_terminal
-    )
+    learned = by_name.learns(config, env)
     action_size = env.num_actions or env.action_size
-    model = ensemble.make(env.obs_size, action_size, config)
+    model = by_name.make(env.obs_size, action_size, by_name.learning(config, *learned))
 
     def see(action: Array) -> Array:
         if env.num_actions:
@@ -76,7 +71,7 @@ def learned(
         return model.predict(member, obs, see(action))
 
     seeing = model._replace(fit=fit, predict=predict)
-    return seeing, decoder(env, learn_reward, learn_terminal)
+    return seeing, decoder(env, *learned)
 
 
 def of_every_member(model: Model) -> Callable[[Any, Array, Array], Gaussian]:

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from mbrl_jax import replay
-from mbrl_jax.models import ensemble, imagine, outcomes
+from mbrl_jax.models import by_name, imagine, outcomes
 from mbrl_jax.models.outcomes import Decode
 from mbrl_jax.ops import checks
 from mbrl_jax.replay import Replay
@@ -167,10 +167,10 @@ def make(
     )
 
 
-def of_ensemble(
+def learned(
     env: Env,
     learner: ValueLearner,
-    model_config: ensemble.Config,
+    model_config: by_name.Config,
     config: Config,
     batch_size: int,
 ) -> Setting:

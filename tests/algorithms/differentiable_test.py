@@ -15,6 +15,7 @@ from mbrl_jax import optimizers, rollout
 from mbrl_jax.algorithms import apg, bptt, shac, svg
 from mbrl_jax.envs import probes, simulator
 from mbrl_jax.gradients import closed_loop, pathwise, windows
+from mbrl_jax.models import by_name as models
 from mbrl_jax.models import ensemble
 from mbrl_jax.networks import MLP
 from mbrl_jax.ops import normalize, raster
@@ -39,7 +40,7 @@ QUICK = {
         horizon=2,
         learning_rate=1e-2,
         hidden_sizes=(16,),
-        model=SMALL,
+        model=models.Config(ensemble=SMALL),
     ),
     "svg": svg.Config(
         capacity=256,
@@ -49,7 +50,9 @@ QUICK = {
         hidden_sizes=(16,),
         critic_sizes=(16,),
         std=0.1,  # so that the limits of the action do not matter
-        model=dataclasses.replace(SMALL, num_members=1, num_epochs=5),
+        model=models.Config(
+            ensemble=dataclasses.replace(SMALL, num_members=1, num_epochs=5)
+        ),
     ),
 }
 MODULES = {"apg": apg, "shac": shac, "bptt": bptt, "svg": svg}

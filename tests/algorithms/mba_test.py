@@ -14,6 +14,7 @@ import pytest
 from mbrl_jax import replay
 from mbrl_jax.algorithms import mba, naf
 from mbrl_jax.envs import linear_quadratic, simulator
+from mbrl_jax.models import by_name as models
 from mbrl_jax.models import ensemble
 from mbrl_jax.types import (
     Algorithm,
@@ -46,7 +47,9 @@ CONFIG = mba.Config(
     num_rollouts=20,
     rollout_length=LIMIT,
     retain=2,
-    network=ensemble.Config(num_members=2, hidden_sizes=(8,), num_epochs=3),
+    network=models.Config(
+        ensemble=ensemble.Config(num_members=2, hidden_sizes=(8,), num_epochs=3)
+    ),
 )
 NETWORK = pytest.param("network", marks=pytest.mark.slow)
 MODELS = pytest.mark.parametrize("model", ["linear", NETWORK])

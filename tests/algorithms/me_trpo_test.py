@@ -10,6 +10,7 @@ import pytest
 
 from mbrl_jax import envs, rollout
 from mbrl_jax.algorithms import me_trpo
+from mbrl_jax.models import by_name as models
 from mbrl_jax.models import ensemble
 from mbrl_jax.policy_gradient import actor_critic
 
@@ -21,7 +22,9 @@ CONFIG = me_trpo.Config(
     num_updates=10,
     num_rounds=10,
     net=actor_critic.Config(hidden_sizes=(16,), init_std=0.5),
-    model=ensemble.Config(num_members=3, hidden_sizes=(16,), num_epochs=30),
+    model=models.Config(
+        ensemble=ensemble.Config(num_members=3, hidden_sizes=(16,), num_epochs=30)
+    ),
 )
 
 

@@ -13,6 +13,7 @@ import pytest
 from mbrl_jax import policies, rollout
 from mbrl_jax.algorithms import pets
 from mbrl_jax.envs import point_mass, probes, simulator
+from mbrl_jax.models import by_name as models
 from mbrl_jax.models import ensemble
 from mbrl_jax.models.propagation import PROPAGATIONS
 from mbrl_jax.ops import raster
@@ -65,7 +66,7 @@ def test_every_cell_of_the_grid_acts(kind: str, propagation: str, planner: str):
         num_particles=6,
         planner=planner,
         plan=SMALL,
-        model=KINDS[kind],
+        model=models.Config(ensemble=KINDS[kind]),
     )
     algorithm = pets.make(env, config)
 
@@ -111,8 +112,10 @@ def test_episodes_of_any_length_are_booked():
         num_particles=6,
         planner="mppi",
         plan=SMALL,
-        model=dataclasses.replace(
-            KINDS["DE"], hidden_sizes=(8,), num_epochs=3, batch_size=4
+        model=models.Config(
+            ensemble=dataclasses.replace(
+                KINDS["DE"], hidden_sizes=(8,), num_epochs=3, batch_size=4
+            )
         ),
     )
     algorithm, state, metrics = train(env, config, 6)
@@ -154,8 +157,10 @@ def test_the_best_action_is_found_by_a_learned_reward():
         plan=mpc.Config(
             horizon=1, num_samples=60, num_elites=5, num_iterations=1, num_kept=2
         ),
-        model=ensemble.Config(
-            num_members=3, hidden_sizes=(32, 32), learning_rate=3e-3, num_epochs=60
+        model=models.Config(
+            ensemble=ensemble.Config(
+                num_members=3, hidden_sizes=(32, 32), learning_rate=3e-3, num_epochs=60
+            )
         ),
     )
     _, _, metrics = train(env, config, 60)
@@ -175,12 +180,14 @@ def test_point_mass():
         num_particles=3,
         planner="cem",
         plan=mpc.Config(horizon=12, num_samples=50, num_elites=6),
-        model=ensemble.Config(
-            num_members=3,
-            hidden_sizes=(32, 32),
-            learning_rate=3e-3,
-            batch_size=32,
-            num_epochs=150,
+        model=models.Config(
+            ensemble=ensemble.Config(
+                num_members=3,
+                hidden_sizes=(32, 32),
+                learning_rate=3e-3,
+                batch_size=32,
+                num_epochs=150,
+            )
         ),
     )
     algorithm, state, _ = train(env, config, 6)
@@ -207,12 +214,15 @@ def test_who_fears_risk_takes_the_safe_action():
         num_particles=200,
         planner="random_shooting",
         plan=mpc.Config(horizon=1, num_samples=50),
-        model=ensemble.Config(
-            num_members=1,
-            hidden_sizes=(32,),
-            learning_rate=3e-3,
-            num_epochs=40,
-            max_holdout=0,  # the error of the mean would stop it before the std is good
+        model=models.Config(
+            ensemble=ensemble.Config(
+                num_members=1,
+                hidden_sizes=(32,),
+                learning_rate=3e-3,
+                num_epochs=40,
+                # the error of the mean would stop it before the std is good
+                max_holdout=0,
+            )
         ),
     )
 
@@ -224,7 +234,7 @@ def test_who_fears_risk_takes_the_safe_action():
             next_obs=jnp.asarray(outcome, jnp.float32),
         )
         full = state.replay._replace(data=data, size=jnp.int32(1000))
-        model = ensemble.make(1, 1, config.model)
+        model = ensemble.make(1, 1, config.model.ensemble)
         return state._replace(model=model.fit(key, state.model, full)[0])
 
     @jax.jit
@@ -266,7 +276,10 @@ def test_who_fears_risk_takes_the_safe_action():
         ({"risk": "cvar", "risk_level": 0.0}, "risk_level is 0.0, must be positive"),
         ({"risk": "cvar", "risk_level": 1.5}, "risk_level is 1.5"),
         ({"plan": mpc.Config(horizon=0)}, "horizon is 0"),
-        ({"model": ensemble.Config(num_members=0)}, "num_members is 0"),
+        (
+            {"model": models.Config(ensemble=ensemble.Config(num_members=0))},
+            "num_members is 0",
+        ),
     ],
 )
 def test_what_cannot_be(change: dict[str, Any], message: str):

@@ -13,6 +13,7 @@ import pytest
 from mbrl_jax import envs, rollout
 from mbrl_jax.algorithms import dqn, dyna, naf, sac, td3
 from mbrl_jax.envs import grid
+from mbrl_jax.models import by_name as models
 from mbrl_jax.models import ensemble
 from mbrl_jax.value_learning import branching, by_name, off_policy
 from mbrl_jax.value_learning import dqn as dqn_learner
@@ -160,7 +161,9 @@ def test_dyna_plans_a_shortest_way_with_a_network_for_discrete_actions():
         ),
         learner=by_name.Config(name="dqn", dqn=DQN),
         imagine=branching.Config(num_rollouts=200, real_share=0.5, retain=1),
-        model=ensemble.Config(num_members=1, hidden_sizes=(32,), num_epochs=50),
+        model=models.Config(
+            ensemble=ensemble.Config(num_members=1, hidden_sizes=(32,), num_epochs=50)
+        ),
     )
     algorithm = dyna.make(HALL, config)
     state, metrics = after(algorithm, 3)

@@ -18,6 +18,7 @@ from mbrl_jax.algorithms import mbrl_v05, mbrl_v10, mbrl_v15, nagabandi
 from mbrl_jax.algorithms import mpc as true_mpc
 from mbrl_jax.envs import linear_quadratic, point_mass, probes, simulator
 from mbrl_jax.models import aggregation, ensemble
+from mbrl_jax.models import by_name as models
 from mbrl_jax.planners import mpc
 from mbrl_jax.policy_gradient import actor_critic
 from mbrl_jax.types import Algorithm, Env, Policy, PyTree
@@ -57,7 +58,12 @@ def mean_return(env: Env, algorithm: Algorithm, state: PyTree) -> float:
 
 def small(module: Any, planner: str) -> Algorithm:
     plan = dataclasses.replace(PLAN, interval=0)
-    return module.make(ENV, module.Config(90, planner=planner, plan=plan, model=TINY))
+    return module.make(
+        ENV,
+        module.Config(
+            90, planner=planner, plan=plan, model=models.Config(ensemble=TINY)
+        ),
+    )
 
 
 @pytest.mark.slow
@@ -85,10 +91,15 @@ def test_the_planner_is_the_one_of_the_configuration(module: Any):
         return str(jax.make_jaxpr(act)(jax.random.key(0), jnp.zeros(6), state.model))
 
     def expected(planner: str) -> str:
-        what = module.Config(planner=planner, plan=plan, model=TINY)
+        what = module.Config(
+            planner=planner, plan=plan, model=models.Config(ensemble=TINY)
+        )
         return program(aggregation.planning(ENV, what)[1])
 
-    algorithm = module.make(ENV, module.Config(planner="mppi", plan=plan, model=TINY))
+    algorithm = module.make(
+        ENV,
+        module.Config(planner="mppi", plan=plan, model=models.Config(ensemble=TINY)),
+    )
     state = jax.eval_shape(algorithm.init, jax.random.key(0))
     found = program(lambda model: algorithm.policy(state._replace(model=model)))
     assert found == expected("mppi") != expected("cem")
@@ -105,7 +116,9 @@ def test_what_is_seen_on_the_way_matters_from_version_15_on(module: Any, blind: 
     plan = dataclasses.replace(
         default.plan, interval=interval, num_iterations=1, **small
     )
-    algorithm = module.make(ENV, dataclasses.replace(default, plan=plan, model=TINY))
+    algorithm = module.make(
+        ENV, dataclasses.replace(default, plan=plan, model=models.Config(ensemble=TINY))
+    )
     policy = algorithm.policy(algorithm.init(jax.random.key(0)))
     act, memory = jax.jit(policy.act), policy.init()
     keys = jax.random.split(jax.random.key(1), horizon + 1)
@@ -123,7 +136,9 @@ def test_point_mass():
 
     Random actions are worth -55, the planner on the true dynamics -18.
     """
-    config = mbrl_v15.Config(capacity=300, planner="cem", plan=PLAN, model=MODEL)
+    config = mbrl_v15.Config(
+        capacity=300, planner="cem", plan=PLAN, model=models.Config(ensemble=MODEL)
+    )
     algorithm = mbrl_v15.make(ENV, config)
     states, _ = train(algorithm, 6)
     assert mean_return(ENV, algorithm, states[-1]) > -24
@@ -197,7 +212,7 @@ IMITATION = nagabandi.Config(
     net=actor_critic.Config(hidden_sizes=(32,), squash=True),
     planner="cem",
     plan=mpc.Config(horizon=1, num_samples=50, num_elites=5, num_iterations=4),
-    model=TINY,
+    model=models.Config(ensemble=TINY),
 )
 
 

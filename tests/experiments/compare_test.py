@@ -129,7 +129,7 @@ def test_as_a_command(ledgers: dict[str, Path]) -> None:
         (["{two}", "{two}", "--references=/nowhere"], 1, "/nowhere"),
         (["{low}", "{low}:plan.horizon=7"], 1, "no run has plan.horizon=7; it is 20"),
         (["{low}", "{low}:plan.horizn=7"], 1, "did you mean plan.horizon"),
-        (["{low}", "{low}:num_elites=7"], 1, "model.num_elites or plan.num_elites"),
+        (["{low}", "{low}:num_elites=7"], 1, "model.ensemble.num_elites or plan.num_"),
         (["{low}", "{low}:horizon"], 1, "'horizon' in a selection is not NAME=VALUE"),
     ],
 )
@@ -206,8 +206,8 @@ def test_selections(tmp_path: Path) -> None:
     path = write(
         tmp_path / "ledger.jsonl",
         make_lines([1, 2]),
-        make_lines([3], **{"plan.horizon": 5, "model.hidden_sizes": [8, 8]}),
-        make_lines([4], "maze", **{"model.learning_rate": 1e-4}),
+        make_lines([3], **{"plan.horizon": 5, "model.ensemble.hidden_sizes": [8, 8]}),
+        make_lines([4], "maze", **{"model.ensemble.learning_rate": 1e-4}),
     )
 
     def returns(source: str) -> list[float]:

@@ -543,7 +543,7 @@ def test_one_domain_may_be_said_again_and_not_another() -> None:
 
 
 BAD = [
-    (["--grid=learning_rat=1"], 1, "'learning_rat'; did you mean model.learning_rate?"),
+    (["--grid=learning_rat=1"], 1, "'learning_rat'; did you mean model.ensemble.learn"),
     (["--grid=learning_rate=fast"], 1, "learning_rate=fast"),
     (["--grid=horizon=2.5"], 1, "plan.horizon=2.5"),
     (["--grid=learning_rate="], 1, "'learning_rate=' has an empty value"),
@@ -596,12 +596,15 @@ def test_one_driver_at_a_time(
 
 def test_a_grid_from_a_file(tiny_model: str, tmp_path: Path) -> None:
     path = tmp_path / "grid.json"
-    values = {"hidden_sizes": [[8], [4, 4]], "model.learning_rate": [0.001, 0.01]}
+    values = {
+        "hidden_sizes": [[8], [4, 4]],
+        "model.ensemble.learning_rate": [0.001, 0.01],
+    }
     path.write_text(json.dumps(values))
     argv = ["sweep", tiny_model, f"--grid_file={path}", "--num_seeds=2"]
     values, config = run.parse(argv, sweep.define)
     wanted, _ = sweep.programs_of(values, config, run.record_of(values, config))
-    assert [record["config"]["model.hidden_sizes"] for record in wanted] == [
+    assert [record["config"]["model.ensemble.hidden_sizes"] for record in wanted] == [
         (8,),
         (4, 4),
     ]

@@ -9,6 +9,7 @@ import pytest
 
 from mbrl_jax import replay
 from mbrl_jax.envs import cartpole, grid, point_mass
+from mbrl_jax.models import by_name as models
 from mbrl_jax.models import ensemble, outcomes
 from mbrl_jax.types import Array, Env, Model, Transition
 
@@ -59,7 +60,7 @@ def test_actions_are_seen_within_their_limits():
 
     predict = lambda member, obs, action: action
     stub = Model(lambda key: (), fit, lambda state: state, predict)
-    config = ensemble.Config(hidden_sizes=(4,))
+    config = models.Config(ensemble=ensemble.Config(hidden_sizes=(4,)))
     with mock.patch.object(ensemble, "make", return_value=stub):
         model, _ = outcomes.learned(env, config)
     action = env.action_limit * jnp.array([[3.0, -0.5], [0.2, -7.0]])
@@ -75,12 +76,14 @@ def test_actions_are_seen_within_their_limits():
 def test_numbers_of_actions_are_shown_to_the_model_as_ones_and_zeros():
     """A network learns a move that depends on the action in no linear way."""
     env = grid.make("hall", grid.parse("S..G"), episode_length=5)
-    config = ensemble.Config(
-        num_members=1,
-        hidden_sizes=(16,),
-        probabilistic=False,
-        learning_rate=1e-2,
-        batch_size=30,
+    config = models.Config(
+        ensemble=ensemble.Config(
+            num_members=1,
+            hidden_sizes=(16,),
+            probabilistic=False,
+            learning_rate=1e-2,
+            batch_size=30,
+        )
     )
     model, decode = outcomes.learned(env, config)
     cells = jnp.arange(120) % 3

@@ -15,6 +15,7 @@ import scipy.stats
 
 from mbrl_jax.algorithms import pets
 from mbrl_jax.envs import point_mass, simulator
+from mbrl_jax.models import by_name as models
 from mbrl_jax.models import ensemble
 from mbrl_jax.planners import mpc
 from mbrl_jax.training import population, train
@@ -531,14 +532,17 @@ PETS = pets.Config(
     num_particles=2,
     planner="random_shooting",
     plan=mpc.Config(horizon=2, num_samples=4),
-    model=ensemble.Config(
-        num_members=2, hidden_sizes=(4,), batch_size=4, num_epochs=2, max_holdout=0
+    model=models.Config(
+        ensemble=ensemble.Config(
+            num_members=2, hidden_sizes=(4,), batch_size=4, num_epochs=2, max_holdout=0
+        )
     ),
 )
 
 
 def tuned_pets(hyperparameters: Mapping[str, Any]) -> Algorithm:
-    model = dataclasses.replace(PETS.model, **hyperparameters)
+    own = dataclasses.replace(PETS.model.ensemble, **hyperparameters)
+    model = dataclasses.replace(PETS.model, ensemble=own)
     return pets.make(ENV, dataclasses.replace(PETS, model=model))
 
 

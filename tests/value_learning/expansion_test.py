@@ -13,6 +13,7 @@ import pytest
 from mbrl_jax import replay
 from mbrl_jax.algorithms import dyna, maac, mbpo, mve, sac, steve, td3
 from mbrl_jax.envs import grid, linear_quadratic, point_mass, simulator
+from mbrl_jax.models import by_name as models
 from mbrl_jax.models import ensemble, imagine, outcomes
 from mbrl_jax.models.imagine import ImaginedPath
 from mbrl_jax.models.outcomes import Outcome
@@ -429,7 +430,11 @@ COLLECT = off_policy.Config(
 SAC = sac_learner.Config(hidden_sizes=(8,))
 TD3 = td3_learner.Config(hidden_sizes=(8,))
 ONE = dataclasses.replace(TD3, num_critics=1)
-MODEL = ensemble.Config(num_members=2, hidden_sizes=(8,), batch_size=4, num_epochs=2)
+MODEL = models.Config(
+    ensemble=ensemble.Config(
+        num_members=2, hidden_sizes=(8,), batch_size=4, num_epochs=2
+    )
+)
 ALL_REAL = branching.Config(num_rollouts=4, last_length=2, real_share=1.0)
 HALF = dataclasses.replace(ALL_REAL, real_share=0.5)
 

@@ -48,11 +48,11 @@ def horizon(value: int) -> dict[str, Any]:
         ),
         (
             [
-                make_line(hyperparameters={"model.hidden_sizes": [64, 64]}),
-                make_line(hyperparameters={"model.hidden_sizes": [8]}),
+                make_line(hyperparameters={"model.ensemble.hidden_sizes": [64, 64]}),
+                make_line(hyperparameters={"model.ensemble.hidden_sizes": [8]}),
                 make_line(),
             ],
-            [f"pets model.hidden_sizes={x}" for x in ("64,64", "8", "64,64")],
+            [f"pets model.ensemble.hidden_sizes={x}" for x in ("64,64", "8", "64,64")],
         ),
     ],
 )

@@ -14,6 +14,7 @@ import pytest
 from absl import flags
 
 from experiments.runs import command_flags, registry
+from mbrl_jax.models import bnn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,3 +220,22 @@ def test_a_programming_error_keeps_its_traceback() -> None:
 
     with pytest.raises(TypeError, match="a bug"):
         command_flags.command(main)
+
+
+def test_settings_that_are_in_use() -> None:
+    """A field `name` says which beside it are; a last part means one of those."""
+    names = ["model.name", "model.ensemble.batch_size", "model.bnn.batch_size", "a"]
+    for chosen, expected in (("ensemble", [0, 1, 3]), ("bnn", [0, 2, 3])):
+        fields = dict.fromkeys(names) | {"model.name": chosen}
+        assert command_flags.in_use(fields) == [names[i] for i in expected]
+
+
+def test_an_index_may_be_0_and_a_size_may_not() -> None:
+    default = bnn.Config()
+    values = flags.FlagValues()
+    command_flags.define_config(values, default)
+    command_flags.parse(values, ["run", "--angles=0,2"])
+    assert command_flags.read_config(values, default).angles == (0, 2)
+    command_flags.parse(values, ["run", "--hidden_sizes=8,0"])
+    with pytest.raises(flags.Error, match="--hidden_sizes has a size of 0"):
+        command_flags.read_config(values, default)

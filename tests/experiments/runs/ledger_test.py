@@ -23,7 +23,7 @@ RECORD: dict[str, Any] = {
     "eval_every": 2,
     "eval_episodes": 4,
     "checkpoint_every": 1,
-    "config": {"plan.horizon": 7, "model.learning_rate": 1e-3},
+    "config": {"plan.horizon": 7, "model.ensemble.learning_rate": 1e-3},
     "devices": ["cpu", "cpu"],
     "commit": "abc",
     "versions": {"jax": "1"},
@@ -91,13 +91,13 @@ def test_a_line_says_what_the_run_was() -> None:
             },
         ),
     ]
-    row = {"seed": 5, "model.learning_rate": 0.25}
+    row = {"seed": 5, "model.ensemble.learning_rate": 0.25}
     line = ledger.line(RECORD, row, steps, STATUS, Path("a"))
     assert line["seed"] == 5
     assert line["status"] == "finished"
     assert line["hyperparameters"] == {
         "plan.horizon": 7,
-        "model.learning_rate": 0.25,
+        "model.ensemble.learning_rate": 0.25,
     }
     assert (line["return"], line["steps"], line["env_steps"]) == (40.0, 8.5, 400)
     assert line["error"] == pytest.approx(6 / 3**0.5)  # of four episodes
@@ -120,14 +120,14 @@ def test_the_key_is_that_of_the_run_and_not_of_its_company() -> None:
     def name(row: dict[str, Any], **more: Any) -> str:
         return ledger.run_id({**RECORD, **more}, row)
 
-    row = {"seed": 5, "model.learning_rate": 0.25}
+    row = {"seed": 5, "model.ensemble.learning_rate": 0.25}
     same = name(row)
     assert same == name(dict(reversed(row.items())), num_seeds=9, num_steps=99)
-    config = {**RECORD["config"], "model.learning_rate": 0.25}
+    config = {**RECORD["config"], "model.ensemble.learning_rate": 0.25}
     assert same == name({"seed": 5}, config=config)
     others = [
         name({**row, "seed": 6}),
-        name({**row, "model.learning_rate": 0.5}),
+        name({**row, "model.ensemble.learning_rate": 0.5}),
         name(row, env="acrobot"),
         name(row, precision="x64"),
         name(row, episode_length=9),

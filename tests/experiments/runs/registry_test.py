@@ -125,7 +125,11 @@ def test_no_file_of_a_run_can_run_code(whole: Path) -> None:
         ("me_trpo", "--a2c.discount=3", "a2c.discount is 3.0"),
         ("me_trpo", "--reinforce.critic.num_epochs=0", "reinforce.num_epochs is 0"),
         ("mpc", "--search.discount=3", "search.discount is 3.0"),
-        ("mba", "--network.num_members=0", "network.num_members is 0"),
+        (
+            "mba",
+            "--network.ensemble.num_members=0",
+            "network.ensemble.num_members is 0",
+        ),
         ("ppo", "--learn.num_minibatches=1000000", "more than the 2048 steps of an"),
         ("npg", "--learn.critic.num_minibatches=1000000", "more than the"),
         ("trpo", "--learn.critic.num_minibatches=1000000", "more than the"),

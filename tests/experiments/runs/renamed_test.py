@@ -57,6 +57,36 @@ def test_an_old_run_folder_is_read(tmp_path: Path) -> None:
     assert len(run_folder.rows(found)) == 2
 
 
+MODELS = dict.fromkeys(("pets", "mbpo", "svg"), "model") | {"mba": "network"}
+
+
+@pytest.mark.parametrize(("algorithm", "field"), MODELS.items())
+def test_an_old_run_is_of_an_ensemble(
+    algorithm: str, field: str, tmp_path: Path
+) -> None:
+    """What it says of models that it does not use is what a run of today says, so that
+    it can be resumed; its checkpoint is told the same."""
+    argv = ["run", f"--algorithm={algorithm}", f"--{field}.ensemble.num_epochs=7"]
+    values, config = run.parse(argv)
+    today = run.record_of(values, config)
+    others = f"{field}.bnn.", f"{field}.gaussian_process.", f"{field}.name"
+    before = {
+        name.replace(f"{field}.ensemble.", f"{field}."): x
+        for name, x in today["config"].items()
+        if not name.startswith(others)
+    }
+    assert before[f"{field}.num_epochs"] == 7
+    varied = {"seed": [0, 1], f"{field}.learning_rate": [0.5, 0.75]}
+    old = {**today, "config": before, "varied": varied}
+    run_folder.write_json(tmp_path / "config.json", old)
+    found = run_folder.read(tmp_path)
+    assert found["config"] == run_folder.spelled(today["config"])
+    assert found["varied"][f"{field}.ensemble.learning_rate"] == [0.5, 0.75]
+    identity = run_folder.identity({**today, "config": before})
+    told = renamed.checkpoint({"config": identity, "leaves": []})["config"]
+    assert told == run_folder.identity(today)
+
+
 def registry_config(algorithm: str) -> dict[str, Any]:
     return command_flags.flat(registry.module(algorithm).Config())
 
@@ -110,6 +140,8 @@ def test_the_projects_own_old_lines_belong_to_its_presets() -> None:
         ("nagabandi", "trpo.shrink", "--trpo.backtrack_ratio now"),
         ("ppo", "learn.target_divergence", "--learn.target_kl now"),
         ("pets", "trace_decay", "unknown flag"),
+        ("pets", "model.num_members", "--model.ensemble.num_members now"),
+        ("mba", "network.num_members", "--network.ensemble.num_members now"),
     ],
 )
 def test_an_old_flag_is_an_error_that_says_the_new_one(
