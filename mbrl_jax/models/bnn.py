@@ -55,7 +55,9 @@ class Config:
     hidden_sizes: tuple[int, ...] = (64, 64)  # units per hidden layer
     dropout: float = 0.05  # rate at which units are left out; concrete: the first one
     temperature: float = 0.1  # of the relaxed masks of concrete dropout
-    length_scale: float = 0.1  # of the prior: a weight's std is one over it
+    # of the prior: a weight has a std of one over it; with 1, noise of few data is not
+    # taken for signal
+    length_scale: float = 0.1
     learning_rate: float = 1e-3  # of Adam
     batch_size: int = 64  # rows per gradient step
     num_updates: int = 2000  # gradient steps per fit
