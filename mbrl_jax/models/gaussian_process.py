@@ -296,14 +296,13 @@ def condition(
         precision = jnp.where(jnp.outer(rows.valid, rows.valid), precision, 0)
         return precision @ y, precision, num_jitters
     lengths, signal, noise = jax.tree.map(jnp.exp, hyper)
-    quiet = hyper._replace(noise=jnp.full_like(hyper.noise, -jnp.inf))
-    cov = _cov(quiet, rows.inputs, rows.valid, kernel)
+    # inducing outputs are taken for noisy: without noise they would be almost singular
+    cov = _cov(hyper, rows.inputs, rows.valid, kernel)
     few, many = rows.inputs / lengths[None], every.inputs / lengths[None]
     cross = signal**2 * KERNELS[kernel](few, many)
     cross = jnp.where(jnp.outer(rows.valid, every.valid), cross, 0) / noise
-    jitter = signal**2 * jnp.sqrt(jnp.finfo(y.dtype).eps) * jnp.eye(len(y))
-    prior, first = _safe_inverse(cov + jitter)
-    given, second = _safe_inverse(cov + jitter + cross @ cross.T)
+    prior, first = _safe_inverse(cov)
+    given, second = _safe_inverse(cov + cross @ cross.T)
     return given @ (cross @ every_y) / noise, prior - given, first + second
 
 
