@@ -4,8 +4,9 @@
     python -m benchmarks.returns --presets=pets/pendulum
     python -m benchmarks.returns --references      # what these returns are next to
 
-The sweeps are in runs/returns, and go on where they were stopped.  Their lines are
-added to results/ledger.jsonl, from which `experiments.report` makes every table.
+The sweeps are in runs/returns, and go on where they were stopped.  Their lines take the
+place of those of older settings in results/ledger.jsonl, from which `experiments.report`
+makes every table.
 """
 
 import json
@@ -70,7 +71,8 @@ def _run(algorithm: str, env: str) -> None:
     lines = ledger.read(folder / "ledger.jsonl")
     for line in lines:
         line["folder"] = str(Path(line["folder"]).relative_to(ROOT))
-    ledger.add(LEDGER, lines)
+    pair = (algorithm, env)
+    ledger.add(LEDGER, lines, lambda old: (old["algorithm"], old["env"]) == pair)
 
 
 def _add_reference(name: str, algorithms: Sequence[str]) -> None:

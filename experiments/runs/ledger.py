@@ -22,7 +22,7 @@ A run has one line: the latest that was added.  Any number of processes may add 
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +75,13 @@ MORE_KEYS: dict[str, type | tuple[type, ...]] = {  # that may be missing, or nul
 }
 
 
-def add(path: Path, new: Iterable[Line]) -> None:
-    """Adds lines; one whose run is there already takes the place of the old one.
+def add(
+    path: Path,
+    new: Iterable[Line],
+    outdated: Callable[[Line], bool] = lambda line: False,
+) -> None:
+    """Adds lines; one whose run is there already takes the place of the old one, and
+    old ones that are outdated go.
 
     Raises OSError if the file cannot be written, ValueError if it is no ledger;
     either way the file is what it was.
@@ -84,7 +89,7 @@ def add(path: Path, new: Iterable[Line]) -> None:
     with _locked(path):
         latest = {line["run"]: line for line in new}
         old = read(path) if path.exists() else []
-        kept = [line for line in old if line["run"] not in latest]
+        kept = [x for x in old if x["run"] not in latest and not outdated(x)]
         text = "".join(
             json.dumps(line, allow_nan=False) + "\n"
             for line in [*kept, *latest.values()]

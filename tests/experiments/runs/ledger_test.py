@@ -77,6 +77,13 @@ def test_the_latest_line_of_a_run_stays(tmp_path: Path) -> None:
     assert found == {1: "finished", 2: "finished"}
 
 
+def test_outdated_lines_go_and_new_ones_stay(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    ledger.add(path, [make_line(1), make_line(2), make_line(3)])
+    ledger.add(path, [make_line(1), make_line(4)], lambda old: old["seed"] < 3)
+    assert [line["seed"] for line in ledger.read(path)] == [3, 1, 4]
+
+
 def test_a_line_says_what_the_run_was() -> None:
     steps = [
         step(1),
