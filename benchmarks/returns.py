@@ -42,6 +42,7 @@ BOUNDS = {  # where the true dynamics are not there to be planned on, or need no
     "brax/reacher": (0.0, "a bound: no distance, no effort"),
     "cartpole": (500.0, "the most: 1 in every step"),
     "cartpole_no_velocity": (500.0, "the most: 1 in every step"),
+    "cartpole_pilco": (0.0, "a bound: the tip in its place from the first step on"),
     "t_maze": (4.0, "the most: every turn right, no detour"),
     "gymnasium/Pendulum-v1": (0.0, "a bound: upright, at rest, no effort"),
 }
@@ -121,10 +122,11 @@ def _untrained(algorithm: str, env: str) -> dict[str, float]:
     values, config = run.parse(
         ["run", f"--algorithm={algorithm}", f"--env={env}", "--preset"]
     )
-    made = registry.assemble(run.record_of(values, config))
-    method = made.algorithm({})
-    state = jax.jit(method.init)(jax.random.key(0))
-    return _evaluate(made.env, lambda: method.policy(state), NUM_UNTRAINED)
+    with jax.enable_x64(values["precision"].value == "x64"):
+        made = registry.assemble(run.record_of(values, config))
+        method = made.algorithm({})
+        state = jax.jit(method.init)(jax.random.key(0))
+        return _evaluate(made.env, lambda: method.policy(state), NUM_UNTRAINED)
 
 
 def _evaluate(
