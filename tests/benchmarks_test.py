@@ -201,6 +201,7 @@ def test_a_topic_says_on_what_it_was_measured(monkeypatch):
     assert found["machine"]["platform"] == jax.devices()[0].platform
 
 
+@pytest.mark.slow
 def test_a_fit_takes_the_gradient_steps_that_are_counted():
     fitted, metrics = fitting.epoch(TINY, batch_size=4, num_updates=7)()
     counts = [
@@ -316,6 +317,7 @@ def test_the_best_is_measured_where_all_evaluations_start():
     assert abs(float(elsewhere["eval/return_mean"]) - mean) > 0.1
 
 
+@pytest.mark.slow
 def test_an_update_of_apg_is_a_step_of_adam(monkeypatch):
     states = []
 

@@ -343,18 +343,7 @@ ENV_STEPS = {  # real steps in STEPS of a row: envs x window x updates, or episo
     "trpo": 3 * 5 * STEPS,
 }
 # The others' contract is marked slow: one of each family is enough for a quick look.
-REPRESENTATIVE = {
-    "apg",
-    "dqn",
-    "dyna_q",
-    "mbpo",
-    "me_trpo",
-    "mpc",
-    "pets",
-    "ppo",
-    "sac",
-    "svg",
-}
+REPRESENTATIVE = {"dqn", "dyna_q", "mbpo", "mpc", "pets", "ppo", "sac"}
 DISCRETE_TOO = {"a2c", "npg", "ppo", "reinforce", "trpo"}
 DISCRETE_ONLY = {"dqn", "dyna_q"}
 DOUBLE = {"pilco"}  # that refuse less than float64

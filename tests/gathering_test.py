@@ -131,6 +131,7 @@ def test_one_that_breaks_leaves_the_others_alone():
     )
 
 
+@pytest.mark.slow
 def test_outside_jax_there_is_one_environment_and_it_is_not_reset_in_between():
     resets = []
 

@@ -74,6 +74,7 @@ ENV = point_mass.make()._replace(action_limit=3.0)
 STATS = normalize.Statistics(jnp.full(ENV.obs_size, 2.0), jnp.full(ENV.obs_size, 0.5))
 
 
+@pytest.mark.slow
 def test_a_squashed_policy_acts_within_the_limits_and_starts_near_0():
     network = policies.squashed(ENV, (8, 8), 0.3)
     params, obs = network.init(jax.random.key(0)), jnp.full(ENV.obs_size, 2.5)

@@ -144,6 +144,7 @@ def steps_to_the_goal(algorithm: Any, state: Any) -> int:
     return int(found.valid.sum())
 
 
+@pytest.mark.slow
 def test_dqn_finds_a_shortest_way():
     collect = dataclasses.replace(COLLECT, num_envs=1, warmup=100)
     algorithm = dqn.make(HALL, dqn.Config(collect, DQN))

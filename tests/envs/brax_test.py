@@ -76,6 +76,7 @@ def test_what_is_listed_as_unsupported_says_so(name, backend):
         brax.make(name, backend)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("traced_once")
 def test_x64():
     with jax.enable_x64(True):
@@ -329,6 +330,7 @@ def constrained_states():
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_iterations", [3, 100])  # too few; enough
 def test_forces_of_constraints_are_those_of_brax(num_iterations):
     system = SimpleNamespace(

@@ -61,6 +61,7 @@ def x64():
 UNEVEN = two_link.TwoLink((0.7, 0.4), (1.3, 0.6), (0.3, 0.25), (0.05, 0.02), 9.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("links", [acrobot.LINKS, reacher.LINKS, UNEVEN])
 def test_two_links_obey_lagrange(links: two_link.TwoLink):
     system = arm(links)

@@ -20,6 +20,7 @@ each = pytest.mark.parametrize("name", envs.names())
 continuous = pytest.mark.parametrize(
     "name", [name for name in envs.names() if name not in DISCRETE]
 )
+INVOLVED = ("unicycle", "cart_double_pendulum", "pendubot")  # long programs
 SAME_START = ("probe1", "probe3", "probe4", *GRIDS)
 ENDING = (  # by the random actions of these tests
     "cartpole",
@@ -187,7 +188,14 @@ def test_actions_are_clipped(name: str):
     np.testing.assert_array_equal(clipped.obs, seen.obs)
 
 
-@continuous
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name in INVOLVED else name
+        for name in envs.names()
+        if name not in DISCRETE
+    ],
+)
 def test_gradient_is_that_of_finite_differences(name: str):
     """Of the next state, obs and reward, weighted, in the state, obs and action."""
     with jax.enable_x64(True):

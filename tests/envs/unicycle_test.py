@@ -94,6 +94,7 @@ def standing(number: int) -> tuple[np.ndarray, np.ndarray]:
     return obs, rng.uniform(-1, 1, (number, 2))
 
 
+@pytest.mark.slow
 def test_a_step_is_that_of_multipliers():
     @jax.jit
     @jax.vmap

@@ -93,6 +93,7 @@ def test_the_curve_has_a_value_wherever_there_was_one() -> None:
     np.testing.assert_array_equal(values, [[1, 2], [3, np.nan]])
 
 
+@pytest.mark.slow
 def test_runs_of_one_and_several_seeds_are_drawn(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -266,6 +266,7 @@ def test_steps_are_on_a_logarithmic_axis_where_budgets_differ(factor: int) -> No
     plt.close()
 
 
+@pytest.mark.slow
 def test_a_browser_without_network_shows_it(tmp_path: Path, html: str) -> None:
     path = tmp_path / "report.html"
     path.write_text(html)

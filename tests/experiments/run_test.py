@@ -116,6 +116,7 @@ def test_a_model_is_diagnosed(modelled: Path) -> None:
     assert np.isfinite(diagnosis["model/open_loop_rmse"]).all()
 
 
+@pytest.mark.slow
 def test_a_finished_run_says_so_and_a_longer_one_goes_on(
     finished: Path, whole: Path, tiny: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -149,6 +149,7 @@ def test_every_combination_is_run_once_and_floats_share_a_program(swept: Path) -
     assert "<table" in (swept / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_run_of_a_sweep_is_that_run_alone(swept: Path, whole: Path) -> None:
     """But for rounding, which the first episodes have not blown up yet."""
     (line,) = ledger.lines(whole)

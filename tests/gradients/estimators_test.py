@@ -451,6 +451,7 @@ def test_a_likelihood_ratio_needs_a_density(name):
         run(name, ExpectedReturn(linear(0.0, has_density=False), DETERMINISTIC, 2), 2)
 
 
+@pytest.mark.slow
 def test_the_true_simulator_against_a_loop():
     env = envs.make("pendulum")
     actor = closed_loop.deterministic(lambda params, obs: jnp.tanh(params @ obs))
@@ -510,6 +511,7 @@ def linear_model(shift: float) -> DynamicalSystem:
     return closed_loop.from_model(model, jnp.arange(2.0), decode, starts, action_size=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["pathwise", "likelihood_ratio", "total_propagation"])
 @pytest.mark.parametrize("actor", [STOCHASTIC, DETERMINISTIC], ids=["noisy", "quiet"])
 def test_a_model_of_the_linear_task(name, actor):

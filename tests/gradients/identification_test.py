@@ -70,6 +70,7 @@ def guess_of(true: dict[str, float]) -> dict[str, float]:
     return {name: x * 1.5 ** (-1) ** i for i, (name, x) in enumerate(true.items())}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "true"), [("pendulum", PENDULUM), ("cartpole_swingup", CARTPOLE)]
 )

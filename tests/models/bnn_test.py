@@ -267,6 +267,7 @@ def test_every_kind_learns(kind: str):
     assert metrics["model/skipped_updates"] == 0
 
 
+@pytest.mark.slow
 def test_the_rate_of_dropout_is_learned():
     """From 0.05: nothing is left out where data tell the function, almost half where
     there are few, under a prior that keeps the network from learning their noise."""
@@ -371,6 +372,7 @@ def test_a_broken_particle_does_not_spread():
     np.testing.assert_array_equal(state.opt_state.num_skipped, [0, TINY.num_updates, 0])
 
 
+@pytest.mark.slow
 def test_a_cold_start_forgets_the_old_weights():
     data, starts = filled(X, CHANGE), [jax.random.key(seed) for seed in (0, 1)]
     for warm in (False, True):

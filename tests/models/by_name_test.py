@@ -22,7 +22,7 @@ SMALL = by_name.Config(
         num_members=3, num_elites=2, hidden_sizes=(8,), batch_size=4, num_epochs=3
     ),
     gaussian_process=gaussian_process.Config(
-        max_exact=8, num_restarts=1, max_iterations=3
+        max_exact=8, num_restarts=1, max_evaluations=3
     ),
     bnn=bnn.Config(num_members=2, hidden_sizes=(8,), batch_size=4, num_updates=5),
 )
@@ -42,7 +42,10 @@ def named(name: str) -> by_name.Config:
     return dataclasses.replace(SMALL, name=name)
 
 
-@pytest.mark.parametrize("name", MEMBERS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param("ensemble", marks=pytest.mark.slow), "gaussian_process", "bnn"],
+)
 def test_pets_steps_with_any_model(name: str):
     """With a reward that only the simulator knows.  It fits what it was given."""
     config = pets.Config(

@@ -149,6 +149,7 @@ def test_a_sparse_posterior_is_nearly_the_exact_one_where_all_rows_are_inducing(
     np.testing.assert_allclose(k @ sparse[1] @ k, k @ exact[1] @ k, rtol=5e-3)
 
 
+@pytest.mark.slow
 def test_few_inducing_inputs_predict_nearly_as_all_do() -> None:
     known, at, action = data(), jnp.array([0.3, -0.4]), jnp.array([0.5])
     exact = gp.make(2, 1, CONFIG).predict(fitted(known)[0], at, action)

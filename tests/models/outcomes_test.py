@@ -73,6 +73,7 @@ def test_actions_are_seen_within_their_limits():
     np.testing.assert_allclose(model.predict((), obs[0], action[0]), within[0])
 
 
+@pytest.mark.slow
 def test_numbers_of_actions_are_shown_to_the_model_as_ones_and_zeros():
     """A network learns a move that depends on the action in no linear way."""
     env = grid.make("hall", grid.parse("S..G"), episode_length=5)

@@ -139,6 +139,7 @@ def test_the_published_values_of_sines() -> None:
     np.testing.assert_allclose(7 * np.diag(found.gain), SINES["C"], rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_the_chain_of_one_step() -> None:
     """State, angles, policy, squashing, process: with the state's own covariance.
 

@@ -144,6 +144,7 @@ def batch(method: str) -> Solution:
     return jax.jit(jax.vmap(partial(steered, method=method)))(*BATCH)
 
 
+@pytest.mark.slow
 def test_least_effort_from_rest_to_rest_is_a_cubic():
     ours = steer(REST, AHEAD, 1.0, 0.0, 0.0, np.inf)
     t = np.linspace(0, 1, N + 1)
@@ -196,6 +197,7 @@ def test_order_of_convergence(method, ratio):
     np.testing.assert_allclose(found[0] / found[1], ratio, rtol=0.06)
 
 
+@pytest.mark.slow
 def test_costs_and_dynamics_see_the_time():
     cost = lambda x, u, t: ((u - jnp.sin(t)) ** 2).sum() + ((x + jnp.cos(t)) ** 2).sum()
     ours = solve(
@@ -527,6 +529,7 @@ def test_vmaps_over_starts_and_parameters():
         np.testing.assert_allclose(alone.trajectory.x, found.trajectory.x[i], atol=1e-7)
 
 
+@pytest.mark.slow
 @BOTH
 def test_float32(method):
     single = jax.tree.map(lambda x: x.astype(jnp.float32), GUESS())

@@ -160,6 +160,7 @@ def residuals():
         return every
 
 
+@pytest.mark.slow
 def test_ilqr_and_ddp_find_the_same_swing_up(residuals):
     assert residuals[False][-1] < 1e-8
     assert residuals[True][-1] < 1e-8
@@ -200,6 +201,7 @@ def test_limits_of_the_torque(second_order):
     assert (ours.K[~(low | high)[:, 0]] != 0).any()
 
 
+@pytest.mark.slow
 def test_limits_of_a_linear_quadratic_problem_equal_scipys(random_problem):
     f, l, last = linear_quadratic(random_problem(0, 5))
     x = jnp.array([1.0, -1.0, 2.0])

@@ -243,6 +243,7 @@ def test_integers_count_as_floats_and_complex_numbers_do_not():
         lqr.stationary(1j * A, B, Q, np.eye(1))
 
 
+@pytest.mark.slow
 def test_derivatives_of_the_stationary_solution():
     """First ones in both modes, and second ones, against central differences."""
     A, B = jnp.array([[1.0, 0.1], [0.0, 1.0]]), jnp.array([[0.0], [0.1]])

@@ -392,6 +392,7 @@ def test_uct_tries_what_is_unlikely():
     assert result.visits[1] > 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", mcts.RULES)
 def test_what_cannot_be_is_never_tried(rule: str):
     boards = minimax.positions(20, seed=5)

@@ -51,6 +51,7 @@ def ascended(process, state: a2c.State) -> tuple[np.ndarray, np.ndarray]:
     return gone[0], gone[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gae_lambda", [0.0, 0.6, 1.0])
 def test_it_goes_up_the_exact_policy_gradient(process, surrogate_gradient, gae_lambda):
     state, _ = updated(process, process.windows, gae_lambda=gae_lambda)

@@ -37,6 +37,7 @@ def make(name: str, config: Config) -> tuple[ActorCritic, Agent]:
     return net, agent._replace(obs=stats, returns=none)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "config"), [("cartpole", RECURRENT), ("point_mass", SMALL)]
 )

@@ -135,6 +135,7 @@ def test_the_kl_may_be_off_by_half_of_its_target(tabular, targets: float, beta: 
     assert metrics["policy/beta"] == beta
 
 
+@pytest.mark.slow
 def test_a_reward_for_entropy_raises_it(tabular):
     """As the second epoch sees it, after a step that is for little else."""
     config = {"num_epochs": 2, "learning_rate": 1e-2}

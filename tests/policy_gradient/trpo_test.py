@@ -150,6 +150,7 @@ def test_a_change_for_the_worse_is_refused(tabular, monkeypatch, factor):
     assert not all(jax.tree.leaves(moved))  # the critic learns all the same
 
 
+@pytest.mark.slow
 def test_a_change_that_is_too_long_is_shortened(tabular, monkeypatch):
     """By 0.8 from try to try, until the KL, quadratic in the length, is small."""
     _, once = updated(tabular, monkeypatch, lambda x: x, damping=1e-3)

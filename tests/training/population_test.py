@@ -414,6 +414,7 @@ def test_floats_of_the_configuration_are_a_batch_axis():
     assert_close(rates[2][child] / rates[0][child], np.full(1, 0.9 / 0.5))
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path):
     """Most members diverge in it at first, and the run goes on."""
     ranges = {"learning_rate": Range(1e-3, 1e30, log=True)}

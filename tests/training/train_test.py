@@ -439,6 +439,7 @@ def test_side_by_side_or_one_after_the_other_does_not_change_the_numbers() -> No
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side_by_side", [False, True])
 def test_every_run_has_its_own_hyperparameters(
     side_by_side: bool, tmp_path: Path

@@ -515,6 +515,7 @@ def assert_same(a: Any, b: Any) -> None:
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
+@pytest.mark.slow
 def test_mve_without_a_horizon_is_the_learner():
     learner = by_name.Config(name="td3", td3=TD3)
     expected = given(td3, td3.Config(COLLECT, TD3))
@@ -570,6 +571,7 @@ def rows_given(module: Any, horizon: int, **changes: Any) -> Regression:
     return told[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", [mve, steve])
 def test_targets_look_as_far_ahead_as_the_configuration_says(module: Any):
     """Unless nothing follows the real step."""

@@ -46,12 +46,14 @@ def test_what_is_too_large_is_named_with_what_it_would_take(
     assert memory.least(asked) > gigabytes * GB
 
 
+@pytest.mark.slow
 def test_of_two_large_settings_the_one_is_named_that_takes_the_memory() -> None:
     asked = record(SAC, "--collect.capacity=150000", "--collect.batch_size=1000000000")
     with pytest.raises(ValueError, match=r"^--collect.batch_size=1000000000 is too"):
         memory.check(asked)
 
 
+@pytest.mark.slow
 def test_a_default_that_does_not_go_with_the_rest_is_not_to_blame() -> None:
     """No more than the capacity can be waited for, so its default cannot be."""
     sizes = ("--collect.capacity=900000", "--collect.warmup=900000")
