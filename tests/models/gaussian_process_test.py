@@ -130,9 +130,7 @@ def test_the_gradient_of_the_likelihood() -> None:
         assert abs(slope - gradient[i]) < 1e-5 * max(1, abs(slope))
 
 
-def test_a_sparse_posterior_is_nearly_the_exact_one_where_all_rows_are_inducing() -> (
-    None
-):
+def test_of_all_rows_inducing_the_posterior_is_nearly_exact() -> None:
     seen = gp.in_own_units(partial(gp.inputs_of, ()), data(), CONFIG)
     hyper = gp.Hyper(jnp.array([0.1, 0.3, -0.2]), jnp.array(0.2), jnp.array(-4.0))
     y = seen.targets[:, 0]
