@@ -44,6 +44,14 @@ def test_a_long_valley_as_scipy_finds_its_end() -> None:
     assert found.num_evaluations < 3 * theirs.nfev
 
 
+def test_the_unit_of_the_loss_makes_little_difference() -> None:
+    """Steps of the size of the gradient get lost where that is 1e6."""
+    start = jnp.array([-1.2, 1.0, -0.5, 0.8])
+    for unit in (1e-4, 1e4):
+        found = bfgs.minimise(lambda x, u=unit: u * rosenbrock(x), start, 150, 1e-8)
+        np.testing.assert_allclose(found.params, 1, atol=1e-4)
+
+
 def test_it_never_takes_more_evaluations_nor_a_higher_point() -> None:
     start = jnp.array([-1.2, 1.0, -0.5, 0.8])
     losses = [
