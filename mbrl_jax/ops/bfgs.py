@@ -18,7 +18,7 @@ from jax.flatten_util import ravel_pytree
 from mbrl_jax.types import Array, Params
 
 DECREASE, CURVATURE = 1e-4, 0.9  # of the Wolfe conditions
-MOST_TRIALS = 20  # in a line search: after them there is no lower point to be found
+MOST_TRIALS = 20  # in a line search: after them it begins anew, downhill
 
 
 class Minimum(NamedTuple):
@@ -38,7 +38,7 @@ class Search(NamedTuple):
     low: Array  # [], the longest that was too short
     high: Array  # [], the shortest that was too long
     num_trials: Array  # [] int32, in this line search
-    num_steps: Array  # [] int32
+    num_steps: Array  # [] int32, since the inverse was the identity
     num_evaluations: Array  # [] int32
     done: Array  # [] bool
 
@@ -52,7 +52,8 @@ def minimise(
     """The lowest point found, `start` or lower; meant for float64.
 
     Ends where no entry of the gradient is above `tolerance`, where a line search finds
-    nothing lower, or after `max_evaluations`.  What is not finite is too long a step.
+    nothing lower, straight downhill neither, or after `max_evaluations`.  What is not
+    finite is too long a step.
     """
     vector, unravel = ravel_pytree(start)
     evaluate = jax.value_and_grad(lambda x: loss(unravel(x)))
@@ -72,8 +73,9 @@ def minimise(
         last = s.num_trials + 1 >= MOST_TRIALS
         accept = jnp.where(first, finite, lower & (flat | last))
         taken = _taken(s, x, value, gradient, first, tolerance)
-        other = _other_length(s, lower, last | first)
-        s = jax.tree.map(lambda a, b: jnp.where(accept, a, b), taken, other)
+        failed = _downhill(s)._replace(done=first | (s.num_steps <= 1))
+        other = _choose(last | first, failed, _other_length(s, lower))
+        s = _choose(accept, taken, other)
         return s._replace(num_evaluations=s.num_evaluations + 1)
 
     nothing, zero = jnp.zeros((), jnp.int32), jnp.zeros_like(vector)
@@ -118,19 +120,13 @@ def _taken(
     both = jnp.outer(away, step) / safe
     inverse = jnp.where(curved, old + rank_one - both - both.T, s.inverse)
     direction = -inverse @ gradient
-    # rounding may have turned it uphill
-    downhill = direction @ gradient < 0
-    inverse = jnp.where(downhill, inverse, jnp.eye(len(x), dtype=x.dtype))
-    direction = jnp.where(downhill, direction, -gradient)
-    size = jnp.linalg.norm(direction)
-    unscaled = first | ~downhill
-    return Search(
+    there = Search(
         x,
         loss,
         gradient,
         inverse,
         direction,
-        jnp.where(unscaled, 1 / jnp.maximum(size, 1), 1.0).astype(x.dtype),
+        jnp.ones_like(s.length),
         jnp.zeros_like(s.low),
         jnp.full_like(s.high, jnp.inf),
         jnp.zeros_like(s.num_trials),
@@ -138,9 +134,30 @@ def _taken(
         s.num_evaluations,
         jnp.abs(gradient).max() <= tolerance,
     )
+    # to begin with, or if rounding has turned it uphill
+    steepest = first | (direction @ gradient >= 0)
+    return _choose(steepest, _downhill(there), there)
 
 
-def _other_length(s: Search, lower: Array, done: Array) -> Search:
+def _downhill(s: Search) -> Search:
+    """Of what has been learned of the curvature nothing is kept."""
+    length = 1 / jnp.maximum(jnp.linalg.norm(s.gradient), 1)
+    return s._replace(
+        inverse=jnp.eye(len(s.x), dtype=s.x.dtype),
+        direction=-s.gradient,
+        length=length.astype(s.x.dtype),
+        low=jnp.zeros_like(s.low),
+        high=jnp.full_like(s.high, jnp.inf),
+        num_trials=jnp.zeros_like(s.num_trials),
+        num_steps=jnp.ones_like(s.num_steps),
+    )
+
+
+def _choose(first: Array, a: Search, b: Search) -> Search:
+    return jax.tree.map(lambda x, y: jnp.where(first, x, y), a, b)
+
+
+def _other_length(s: Search, lower: Array) -> Search:
     """Further if the point was lower but still steep, else back."""
     low = jnp.where(lower, s.length, s.low)
     high = jnp.where(lower, s.high, s.length)
@@ -148,6 +165,4 @@ def _other_length(s: Search, lower: Array, done: Array) -> Search:
     num_trials = s.num_trials + 1
     # rather than nothing, in the end, what was lower, if still steep
     length = jnp.where((num_trials + 1 >= MOST_TRIALS) & (low > 0), low, length)
-    return s._replace(
-        length=length, low=low, high=high, num_trials=num_trials, done=done
-    )
+    return s._replace(length=length, low=low, high=high, num_trials=num_trials)

@@ -72,11 +72,21 @@ def cosines(x: Normal) -> Moments:
     var = jnp.diag(x.cov)
     shrink = jnp.exp(-var / 2)
     plus, minus = x.mean[:, None] + x.mean[None], x.mean[:, None] - x.mean[None]
-    # e^(s_ij) - 1 rather than differences: small variances stay exact
-    cov = jnp.expm1(x.cov) * jnp.cos(minus) + jnp.expm1(-x.cov) * jnp.cos(plus)
-    cov = cov * jnp.outer(shrink, shrink) / 2
+    cov = _excess(x.cov, var) * jnp.cos(minus) + _excess(-x.cov, var) * jnp.cos(plus)
+    cov = cov / 2
     gain = jnp.diag(-shrink * jnp.sin(x.mean))
     return Moments(shrink * jnp.cos(x.mean), cov, gain)
+
+
+def _excess(c: Array, var: Array) -> Array:
+    """(e^c_ij - 1) e^-(var_i + var_j)/2, where |c_ij| is at most that sum's half.
+
+    Exact for small variances, and without overflow for those of angles that are as
+    good as unknown.
+    """
+    half = (var[:, None] + var[None]) / 2
+    above, below = jnp.maximum(c, 0), jnp.minimum(c, 0)
+    return jnp.exp(-half) * jnp.expm1(below) - jnp.exp(above - half) * jnp.expm1(-above)
 
 
 def sines(x: Normal) -> Moments:

@@ -255,3 +255,28 @@ def test_rows_without_weight_change_nothing() -> None:
     more = Kernels(pad(f.inputs, 0), pad(f.weights, 1), *f[2:4], pad(f.precision, 1, 2))
     for one, other in zip(moments.kernels(x, f), moments.kernels(x, more), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-10)
+
+
+@pytest.mark.parametrize("var", [1e-12, 1.0, 500.0, 705.0, 2000.0])
+def test_angles_that_are_known_well_or_not_at_all(var: float) -> None:
+    """Of sin x, the variance by its formula, and its slopes; without overflow."""
+
+    def found(mean: Array, var: Array) -> Array:
+        return moments.sines(Normal(mean[None], var[None, None])).cov[0, 0]
+
+    def formula(mean: float, var: float) -> np.longdouble:
+        var = np.longdouble(var)
+        shrunk = np.exp(-2 * var) * np.cos(2 * np.longdouble(mean))
+        return (1 - np.exp(-var) - shrunk + np.exp(-var) * np.cos(2 * mean)) / 2
+
+    at = jnp.array(0.3), jnp.array(var)
+    by_hand = formula(0.3, var) if var > 1e-3 else var * np.cos(0.3) ** 2
+    np.testing.assert_allclose(found(*at), by_hand, rtol=1e-7)
+    slopes = jax.grad(found, (0, 1))(*at)
+    assert all(jnp.isfinite(x) for x in slopes)
+    if var > 100:
+        np.testing.assert_allclose(slopes, 0, atol=1e-12)
+    else:
+        step = 1e-3 * var
+        slope = (found(at[0], at[1] + step) - found(at[0], at[1] - step)) / (2 * step)
+        np.testing.assert_allclose(slopes[1], slope, rtol=1e-4)
