@@ -29,9 +29,9 @@ def test_the_results_are_those_of_the_ledger():
     rows = results.rows(lines, results.read_references(None))
     assert report.with_table(TEXT, report.table(rows)) == TEXT
     measured = {line["algorithm"] for row in rows for line in row.lines}
-    assert measured == {
-        module.name for module in pkgutil.iter_modules(algorithms.__path__)
-    }
+    names = {module.name for module in pkgutil.iter_modules(algorithms.__path__)}
+    said = set(re.findall(r"/(\w+)\.py\) \| complete; not measured yet \|", TEXT))
+    assert names - measured == said
     for row in rows:
         assert len(row.lines) >= 5
         assert row.num_lost == 0
