@@ -4,15 +4,9 @@
     python -m benchmarks.returns --presets=pets/pendulum
     python -m benchmarks.returns --references      # what these returns are next to
 
-<<<<<<< HEAD
 The sweeps are in runs/returns, and go on where they were stopped.  Their lines go to
 results/ledger.jsonl, from which `experiments.report` makes every table, in place of all
 that it had of the same algorithm in the same environment.
-=======
-The sweeps are in runs/returns, and go on where they were stopped.  Their lines take the
-place of those of older settings in results/ledger.jsonl, from which `experiments.report`
-makes every table.
->>>>>>> 39b7124 (Trained anew, a preset's lines take the place of those of older settings)
 """
 
 import json

@@ -296,7 +296,11 @@ def test_no_gradient_is_an_error_before_anything_runs(name: str):
         ("svg", {"horizon": -1}, "num_updates is 20, must be 1 where horizon is -1"),
         (
             "svg",
-            {"model": dataclasses.replace(SMALL, learn_terminal=True)},
+            {
+                "model": models.Config(
+                    ensemble=dataclasses.replace(SMALL, learn_terminal=True)
+                )
+            },
             "learn_terminal",
         ),
     ],
