@@ -388,9 +388,12 @@ def test_bptt_goes_through_every_member(monkeypatch: pytest.MonkeyPatch):
         return Model(lambda key: (), fit, lambda state: jnp.arange(3), predict)
 
     monkeypatch.setattr(ensemble, "make", stub)
-    model = dataclasses.replace(SMALL, num_members=3, num_elites=3)
+    members = dataclasses.replace(SMALL, num_members=3, num_elites=3)
     config = dataclasses.replace(
-        QUICK["bptt"], num_updates=2, num_rollouts=12, model=model
+        QUICK["bptt"],
+        num_updates=2,
+        num_rollouts=12,
+        model=models.Config(ensemble=members),
     )
     algorithm = bptt.make(walk(), config)
     state = jax.jit(algorithm.init)(jax.random.key(0))
