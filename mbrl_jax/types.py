@@ -33,9 +33,7 @@ class Belief(NamedTuple):
     """What methods need that follow a Gaussian over observations, such as PILCO."""
 
     mean: tuple[float, ...]  # [O] of the first observation
-    std: tuple[
-        float, ...
-    ]  # [O] of the first observation, whose entries are independent
+    std: tuple[float, ...]  # [O] of it: its entries are independent
     angles: tuple[int, ...]  # entries to be seen by sine and cosine, rad
     reward: Callable[[Array, Array], Array]
     # (mean [O], cov [O, O]) of the next observation -> expected reward []

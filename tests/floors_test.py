@@ -56,6 +56,7 @@ ROWS = {
         "outcomes",
         "*",
         "aggregation",
+        "policy_search",
     ),
     "gradients": ("closed_loop", "*", "windows"),
     "policy_gradient": ("actor_critic", "experience", "*"),

@@ -1,6 +1,5 @@
 """The lightest environment with a belief."""
 
-import jax
 import jax.numpy as jnp
 
 from mbrl_jax.envs import saturating, simulator
@@ -18,14 +17,11 @@ def make() -> Env:
 
     return simulator.make_env(
         "mass",
-        initial=lambda key: 0.05 * jax.random.normal(key, (2,)),
         dynamics=dynamics,
-        observe=lambda state: state,
-        reward=lambda obs, action, next_obs: saturating.reward(goal, next_obs),
         shapes=lambda state: [raster.disc(state[:1].repeat(2), 0.1, raster.INK)],
         view=raster.View((0.0, 0.0), half_height=1.0),
         action_size=1,
         action_limit=1.0,
         episode_length=15,
-        belief=saturating.belief(goal, (0.0, 0.0), (0.05, 0.05)),
+        **saturating.task(goal, (0.0, 0.0), (0.05, 0.05)),
     )

@@ -14,13 +14,12 @@ observations are without noise, the original's has a std of 0.01.
 import math
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from mbrl_jax.envs import saturating, simulator
 from mbrl_jax.ops import raster
 from mbrl_jax.ops.circle import cos_sin
-from mbrl_jax.types import Array, Env, Key
+from mbrl_jax.types import Array, Env
 
 Motion = tuple[Array, Array, Array, Array, Array, Array]  # a state, or its derivative
 
@@ -64,22 +63,14 @@ def make(system: CartDoublePendulum = SYSTEM) -> Env:
     """The constants may be traced; reward and drawing have their own."""
     return simulator.make_env(
         "cart_double_pendulum",
-        initial=initial,
         dynamics=lambda state, action: dynamics(state, action, system),
-        observe=lambda state: state,
-        reward=lambda obs, action, next_obs: saturating.reward(GOAL, next_obs),
         shapes=shapes,
         view=raster.View((0.0, 0.0), half_height=1.6, height=180, width=360),
         action_size=1,
         action_limit=MAX_FORCE,
         episode_length=EPISODE_LENGTH,
-        belief=saturating.belief(GOAL, START, START_STD),
+        **saturating.task(GOAL, START, START_STD),
     )
-
-
-def initial(key: Key) -> Array:
-    """The physical state, which is what is observed, [6]."""
-    return jnp.array(START) + jnp.array(START_STD) * jax.random.normal(key, (6,))
 
 
 def accelerations(

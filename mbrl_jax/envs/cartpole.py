@@ -356,22 +356,15 @@ def pilco(system: CartPole = PILCO) -> Env:
     Deviation: observations are without noise; the original's has a std of 0.01.
     """
 
-    def initial(key: Key) -> Array:
-        std = jnp.array(PILCO_START_STD)
-        return jnp.array(PILCO_START) + std * jax.random.normal(key, (4,))
-
     return simulator.make_env(
         "cartpole_pilco",
-        initial=initial,
         dynamics=lambda state, action: pilco_dynamics(state, action, system),
-        observe=lambda state: state,
-        reward=lambda obs, action, next_obs: saturating.reward(PILCO_GOAL, next_obs),
         shapes=lambda state: _shapes(state, SWINGUP_POLE_LENGTH, None, goal=True),
         view=raster.View((0.0, 0.0), half_height=0.86, height=180, width=360),
         action_size=1,
         action_limit=10.0,
         episode_length=40,
-        belief=saturating.belief(PILCO_GOAL, PILCO_START, PILCO_START_STD),
+        **saturating.task(PILCO_GOAL, PILCO_START, PILCO_START_STD),
     )
 
 

@@ -13,12 +13,11 @@ Deviation: observations are without noise; the original's has a std of 0.01.
 import math
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 
 from mbrl_jax.envs import saturating, simulator
 from mbrl_jax.ops import raster, two_link
-from mbrl_jax.types import Array, Env, Key
+from mbrl_jax.types import Array, Env
 
 LENGTH, MASS = 0.5, 0.5  # m, kg, of each link, a uniform rod
 LINKS = two_link.TwoLink(
@@ -60,16 +59,13 @@ def _make(
     target = goal(width)
     return simulator.make_env(
         name,
-        initial=initial,
         dynamics=lambda state, action: move(state, action, links),
-        observe=lambda state: state,
-        reward=lambda obs, action, next_obs: saturating.reward(target, next_obs),
         shapes=shapes,
         view=raster.View(centre=(0.0, 0.0), half_height=1.3),
         action_size=action_size,
         action_limit=action_limit,
         episode_length=round(DURATION / dt),
-        belief=saturating.belief(target, START, START_STD),
+        **saturating.task(target, START, START_STD),
     )
 
 
@@ -84,11 +80,6 @@ def goal(width: float) -> saturating.Goal:
         place=(0.0, 2 * LENGTH),
         width=width,
     )
-
-
-def initial(key: Key) -> Array:
-    """The physical state, which is what is observed, [4]."""
-    return jnp.array(START) + jnp.array(START_STD) * jax.random.normal(key, (4,))
 
 
 def dynamics(state: Array, action: Array, links: two_link.TwoLink = LINKS) -> Array:

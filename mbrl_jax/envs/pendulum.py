@@ -122,23 +122,14 @@ def pilco(pendulum: Pendulum = PILCO) -> Env:
     """
     return simulator.make_env(
         "pendulum_pilco",
-        initial=pilco_initial,
         dynamics=lambda state, action: pilco_dynamics(state, action, pendulum),
-        observe=lambda state: state,
-        reward=lambda obs, action, next_obs: saturating.reward(PILCO_GOAL, next_obs),
         shapes=lambda state: shapes(state, PILCO.length),
         view=raster.View(centre=(0.0, 0.0), half_height=1.4),
         action_size=1,
         action_limit=PILCO_MAX_TORQUE,
         episode_length=40,
-        belief=saturating.belief(PILCO_GOAL, PILCO_START, PILCO_START_STD),
+        **saturating.task(PILCO_GOAL, PILCO_START, PILCO_START_STD),
     )
-
-
-def pilco_initial(key: Key) -> Array:
-    """The physical state (th, th_dot), [2]."""
-    std = jnp.array(PILCO_START_STD)
-    return jnp.array(PILCO_START) + std * jax.random.normal(key, (2,))
 
 
 def pilco_dynamics(state: Array, action: Array, pendulum: Pendulum = PILCO) -> Array:

@@ -6,12 +6,13 @@ a Gaussian is closed-form too.  Deisenroth and Rasmussen, "PILCO: a model-based 
 data-efficient approach to policy search", 2011, Sec. 2.2 and 3.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from mbrl_jax.ops import moments
-from mbrl_jax.types import Array, Belief
+from mbrl_jax.types import Array, Belief, Key
 
 
 class Goal(NamedTuple):
@@ -23,6 +24,27 @@ class Goal(NamedTuple):
     place: tuple[float, ...]  # [P]
     width: float  # of the cost, in the unit of `place`
     sums: tuple[tuple[float, ...], ...] = ()  # [S, O] of entries, beside these
+
+
+def task(
+    goal: Goal,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    angles: tuple[int, ...] | None = None,
+) -> dict[str, Any]:
+    """What `simulator.make_env` is told: the state is what is observed, and begins with
+    independent entries of this mean and std.  `angles` as in `belief`."""
+
+    def initial(key: Key) -> Array:
+        noise = jax.random.normal(key, (len(mean),))
+        return jnp.array(mean) + jnp.array(std) * noise
+
+    return {
+        "initial": initial,
+        "observe": lambda state: state,
+        "reward": lambda obs, action, next_obs: reward(goal, next_obs),
+        "belief": belief(goal, mean, std, angles),
+    }
 
 
 def reward(goal: Goal, obs: Array) -> Array:

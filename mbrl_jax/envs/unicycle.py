@@ -33,7 +33,7 @@ import jax.numpy as jnp
 from mbrl_jax.envs import saturating, simulator
 from mbrl_jax.ops import raster
 from mbrl_jax.ops.circle import cos_sin
-from mbrl_jax.types import Array, Env, Key
+from mbrl_jax.types import Array, Env
 
 Rates = tuple[Array, ...]  # numbers
 
@@ -103,22 +103,14 @@ def make(unicycle: Unicycle = UNICYCLE) -> Env:
     """
     return simulator.make_env(
         "unicycle",
-        initial=initial,
         dynamics=lambda state, action: dynamics(state, action, unicycle),
-        observe=lambda state: state,
-        reward=lambda obs, action, next_obs: saturating.reward(GOAL, next_obs),
         shapes=shapes,
         view=raster.View((0.0, 0.45), half_height=0.9, height=180, width=360),
         action_size=2,
         action_limit=1.0,
         episode_length=EPISODE_LENGTH,
-        belief=saturating.belief(GOAL, START, START_STD, ()),
+        **saturating.task(GOAL, START, START_STD, ()),
     )
-
-
-def initial(key: Key) -> Array:
-    """The physical state, which is what is observed, [10]."""
-    return jnp.array(START) + jnp.array(START_STD) * jax.random.normal(key, (10,))
 
 
 class Turns(NamedTuple):

@@ -60,22 +60,37 @@ def make(
         if num_random_episodes is not None:
             at_random = state.num_episodes < num_random_episodes
             acting = policies.switch(at_random, acting, policy(state.model))
-        transitions, valid = episode(episode_key, env, acting)
-        data = replay.insert(state.replay, transitions, valid)
-        good = finite.usable(transitions, num_batch_axes=1)
-        fitted, metrics = model.fit(fit_key, state.model, data)
-        env_steps = state.env_steps + valid.sum(dtype=jnp.int32)
-        state = State(fitted, data, env_steps, state.num_episodes + 1)
-        return state, {
-            **metrics,
-            "env_steps": env_steps,
-            "episode/return": transitions.reward.sum(),
-            "episode/length": valid.sum(),
-            "episode/non_finite": (valid & ~good).sum(),
-        }
+        return trial((episode_key, fit_key), env, acting, model, state)
 
     predict = outcomes.of_every_member(model)
     return Algorithm(init, step, lambda state: policy(state.model), predict)
+
+
+def trial(
+    keys: tuple[Key, Key], env: Env, acting: Policy, model: Model, state: Any
+) -> tuple[Any, Metrics]:
+    """One episode, and the model fitted to all the data with it.
+
+    `state` has the fields of `State`, and may have others.
+    """
+    transitions, valid = episode(keys[0], env, acting)
+    data = replay.insert(state.replay, transitions, valid)
+    good = finite.usable(transitions, num_batch_axes=1)
+    fitted, metrics = model.fit(keys[1], state.model, data)
+    env_steps = state.env_steps + valid.sum(dtype=jnp.int32)
+    state = state._replace(
+        model=fitted,
+        replay=data,
+        env_steps=env_steps,
+        num_episodes=state.num_episodes + 1,
+    )
+    return state, {
+        **metrics,
+        "env_steps": env_steps,
+        "episode/return": transitions.reward.sum(),
+        "episode/length": valid.sum(),
+        "episode/non_finite": (valid & ~good).sum(),
+    }
 
 
 def planning(env: Env, config: Any) -> tuple[Model, Callable[[PyTree], Policy]]:

@@ -41,9 +41,7 @@ from mbrl_jax.replay import Replay
 from mbrl_jax.types import Array, Gaussian, Key, Metrics, Model, Params
 
 MIN_LOG_VAR = -10.0  # of the noise, in units of the targets' variance, as an ensemble's
-SPEED = (
-    10.0  # of noise and rates against weights: they have further to go than Adam goes
-)
+SPEED = 10.0  # of noise and rates against weights: Adam takes them too little far
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,12 +195,7 @@ def make(obs_size: int, action_size: int, config: Config = Config()) -> Model:
         y = apply(member.params, member.masks, inputs)
         noise = jnp.exp(0.5 * _log_var(member.params))
         change = normalize.denormalise(member.targets, Gaussian(y[:num_targets], noise))
-        origin = jnp.concatenate([obs, jnp.zeros(num_targets - obs_size)])
-        logits = y[num_targets:]  # empty unless terminations are learned
-        return Gaussian(
-            jnp.concatenate([origin + change.mean, logits]),
-            jnp.concatenate([change.std, jnp.zeros_like(logits)]),
-        )
+        return ensemble.outcome(obs, change, y[num_targets:])
 
     return Model(init, fit, members, predict)
 

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from mbrl_jax import replay as replays
 from mbrl_jax.networks import MLP, GaussianMLP
 from mbrl_jax.ops import checks, finite, normalize
 from mbrl_jax.replay import Replay
@@ -194,12 +195,7 @@ def make(obs_size: int, action_size: int, config: Config = Config()) -> Model:
             member.targets,
             Gaussian(mean[:num_targets], jnp.exp(0.5 * log_var[:num_targets])),
         )
-        origin = jnp.concatenate([obs, jnp.zeros(num_targets - obs_size)])
-        logits = mean[num_targets:]  # empty unless terminations are learned
-        return Gaussian(
-            jnp.concatenate([origin + change.mean, logits]),
-            jnp.concatenate([change.std, jnp.zeros_like(logits)]),
-        )
+        return outcome(obs, change, mean[num_targets:])
 
     return Model(init, fit, members, predict)
 
@@ -228,6 +224,16 @@ def validate(config: Config) -> None:
         raise ValueError(f"weight_decay is {config.weight_decay}, must be at least 0")
 
 
+def outcome(obs: Array, change: Gaussian, logits: Array) -> Gaussian:
+    """What a model predicts [D], of the change of obs, and the reward where learned,
+    [G], and the logit of a termination, empty unless these are learned."""
+    origin = jnp.concatenate([obs, jnp.zeros(len(change.mean) - len(obs))])
+    return Gaussian(
+        jnp.concatenate([origin + change.mean, logits]),
+        jnp.concatenate([change.std, jnp.zeros_like(logits)]),
+    )
+
+
 def joined(obs: Array, action: Array) -> Array:
     """What a network is shown, [O + A]."""
     return jnp.concatenate([obs, action])
@@ -241,7 +247,7 @@ def normalised(
     """The statistics of inputs and targets, all the data, normalised by them, and which
     rows are data, [C] bool."""
     data = replay.data
-    valid = jnp.arange(replay.capacity) < replay.size
+    valid = replays.valid(replay)
     inputs = jax.vmap(see)(data.obs, data.action)
     targets = data.next_obs - data.obs
     if learn_reward:

@@ -13,9 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from mbrl_jax import policies, replay
-from mbrl_jax.models import outcomes
-from mbrl_jax.ops import finite
-from mbrl_jax.rollout import episode
+from mbrl_jax.models import aggregation, outcomes
 from mbrl_jax.types import (
     Algorithm,
     Array,
@@ -64,29 +62,17 @@ def make(
         episode_key, fit_key, improve_key = jax.random.split(key, 3)
         at_random = state.num_episodes < num_random_episodes
         acting = policies.switch(at_random, policies.uniform(env), policy(state.params))
-        transitions, valid = episode(episode_key, env, acting)
-        data = replay.insert(state.replay, transitions, valid)
-        good = finite.usable(transitions, num_batch_axes=1)
-        fitted, metrics = model.fit(fit_key, state.model, data)
-        num_episodes = state.num_episodes + 1
-        args = improve_key, fitted, state.params
+        keys = episode_key, fit_key
+        state, metrics = aggregation.trial(keys, env, acting, model, state)
+        args = improve_key, state.model, state.params
         blank = jax.eval_shape(improve, *args)[1]
         nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), blank)
         params, found = jax.lax.cond(
-            num_episodes >= num_random_episodes,
+            state.num_episodes >= num_random_episodes,
             lambda: improve(*args),
             lambda: (state.params, nothing),
         )
-        env_steps = state.env_steps + valid.sum(dtype=jnp.int32)
-        state = State(fitted, data, params, env_steps, num_episodes)
-        return state, {
-            **metrics,
-            **found,
-            "env_steps": env_steps,
-            "episode/return": transitions.reward.sum(),
-            "episode/length": valid.sum(),
-            "episode/non_finite": (valid & ~good).sum(),
-        }
+        return state._replace(params=params), {**metrics, **found}
 
     predict = outcomes.of_every_member(model)
     return Algorithm(init, step, lambda state: policy(state.params), predict)

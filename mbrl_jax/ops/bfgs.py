@@ -18,7 +18,7 @@ from jax.flatten_util import ravel_pytree
 from mbrl_jax.types import Array, Params
 
 DECREASE, CURVATURE = 1e-4, 0.9  # of the Wolfe conditions
-MOST_TRIALS = 20  # in a line search: after them it begins anew, downhill
+MOST_TRIALS = 20  # in a line search: after them there is no lower point to be found
 
 
 class Minimum(NamedTuple):
@@ -52,8 +52,7 @@ def minimise(
     """The lowest point found, `start` or lower; meant for float64.
 
     Ends where no entry of the gradient is above `tolerance`, where a line search finds
-    nothing lower, straight downhill neither, or after `max_evaluations`.  What is not
-    finite is too long a step.
+    nothing lower, or after `max_evaluations`.  What is not finite is too long a step.
     """
     vector, unravel = ravel_pytree(start)
     evaluate = jax.value_and_grad(lambda x: loss(unravel(x)))
@@ -73,8 +72,7 @@ def minimise(
         last = s.num_trials + 1 >= MOST_TRIALS
         accept = jnp.where(first, finite, lower & (flat | last))
         taken = _taken(s, x, value, gradient, first, tolerance)
-        failed = _downhill(s)._replace(done=first | (s.num_steps <= 1))
-        other = _choose(last | first, failed, _other_length(s, lower))
+        other = _other_length(s, lower)._replace(done=last | first)
         s = _choose(accept, taken, other)
         return s._replace(num_evaluations=s.num_evaluations + 1)
 
@@ -120,36 +118,23 @@ def _taken(
     both = jnp.outer(away, step) / safe
     inverse = jnp.where(curved, old + rank_one - both - both.T, s.inverse)
     direction = -inverse @ gradient
-    there = Search(
+    # to begin with, or if rounding has turned it uphill
+    steepest = first | (direction @ gradient >= 0)
+    length = 1 / jnp.maximum(jnp.linalg.norm(gradient), 1)
+    eye = jnp.eye(len(x), dtype=x.dtype)
+    return Search(
         x,
         loss,
         gradient,
-        inverse,
-        direction,
-        jnp.ones_like(s.length),
+        jnp.where(steepest, eye, inverse),
+        jnp.where(steepest, -gradient, direction),
+        jnp.where(steepest, length, 1).astype(x.dtype),
         jnp.zeros_like(s.low),
         jnp.full_like(s.high, jnp.inf),
         jnp.zeros_like(s.num_trials),
-        s.num_steps + 1,
+        jnp.where(steepest, 1, s.num_steps + 1),
         s.num_evaluations,
         jnp.abs(gradient).max() <= tolerance,
-    )
-    # to begin with, or if rounding has turned it uphill
-    steepest = first | (direction @ gradient >= 0)
-    return _choose(steepest, _downhill(there), there)
-
-
-def _downhill(s: Search) -> Search:
-    """Of what has been learned of the curvature nothing is kept."""
-    length = 1 / jnp.maximum(jnp.linalg.norm(s.gradient), 1)
-    return s._replace(
-        inverse=jnp.eye(len(s.x), dtype=s.x.dtype),
-        direction=-s.gradient,
-        length=length.astype(s.x.dtype),
-        low=jnp.zeros_like(s.low),
-        high=jnp.full_like(s.high, jnp.inf),
-        num_trials=jnp.zeros_like(s.num_trials),
-        num_steps=jnp.ones_like(s.num_steps),
     )
 
 

@@ -207,6 +207,10 @@ def test_refusals() -> None:
     kernel = dataclasses.replace(MODEL, kernel="matern52")
     with pytest.raises(ValueError, match=r"matern52.*no moments"):
         pilco.make(ENV, dataclasses.replace(CONFIG, model=kernel))
+    for field, value in (("angles", (0,)), ("learn_reward", True)):
+        model = dataclasses.replace(MODEL, **{field: value})
+        with pytest.raises(ValueError, match=f"model.{field} is .* for pilco, but"):
+            pilco.make(ENV, dataclasses.replace(CONFIG, model=model))
     with pytest.raises(ValueError, match="policy is 'tree', must be one of"):
         pilco.make(ENV, dataclasses.replace(CONFIG, policy="tree"))
     with pytest.raises(ValueError, match="capacity is 3, less than the 6 steps"):

@@ -76,6 +76,7 @@ def test_posterior_and_likelihood_are_those_of_the_definition() -> None:
     known = data()
     state, metrics = fitted(known)
     x = np.array([0.3, -0.4, 0.5])
+    assert state.kernels.num_rows == NUM_ROWS
     mean, var, likelihood = definition(state, known, x)
     found = gp.make(2, 1, CONFIG).predict(state, jnp.array(x[:2]), jnp.array(x[2:]))
     np.testing.assert_allclose(found.mean, x[:2] + mean, rtol=1e-8)

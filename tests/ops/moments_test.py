@@ -257,6 +257,35 @@ def test_rows_without_weight_change_nothing() -> None:
         np.testing.assert_allclose(one, other, rtol=1e-10)
 
 
+@pytest.mark.parametrize("number", [64, 70, 128])
+def test_blocks_of_rows_are_all_of_them(number: int) -> None:
+    """In values and slopes; of blocks without a row that counts none is looked at."""
+    x, f = normal(0, 3), process(1, 3, 2, num_rows=number)
+    room = 3 * moments.BLOCK - number
+    blocks = Kernels(
+        jnp.pad(f.inputs, ((0, room), (0, 0))),
+        jnp.pad(f.weights, ((0, 0), (0, room))),
+        *f[2:4],
+        jnp.pad(f.precision, ((0, 0), (0, room), (0, room))),
+        jnp.array(number),
+    )
+    broken = blocks._replace(weights=blocks.weights.at[:, -1].set(jnp.nan))
+
+    def value(mean: Array, f: Kernels) -> Array:
+        found = moments.kernels(Normal(mean, x.cov), f)
+        return jnp.sin(found.cov).sum()
+
+    expected = jax.value_and_grad(value)(x.mean, f)
+    found = jax.value_and_grad(value)(x.mean, blocks)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-8)
+    sum_of = lambda f: moments._weighted_sum(
+        f.num_rows, jnp.outer(f.weights[0], f.weights[1]),
+        *jnp.zeros((2, 3 * moments.BLOCK)), *jnp.zeros((2, 3 * moments.BLOCK, 1)),
+    )  # fmt: skip
+    assert jnp.isfinite(sum_of(broken))
+
+
 @pytest.mark.parametrize("var", [1e-12, 1.0, 500.0, 705.0, 2000.0])
 def test_angles_that_are_known_well_or_not_at_all(var: float) -> None:
     """Of sin x, the variance by its formula, and its slopes; without overflow."""
