@@ -26,8 +26,8 @@ NOISE_VAR = 0.01**2  # of the process whose mean the network is
 
 class MomentPolicy(NamedTuple):
     init: Callable[[Key], Params]
-    action: Callable[[Params, Array], Array]  # (params, obs [O]) -> [A]
-    prepare: Callable[[Params], PyTree]  # once for many calls of `inputs`
+    prepare: Callable[[Params], PyTree]  # once for many calls of the following
+    action: Callable[[PyTree, Array], Array]  # (what is prepared, obs [O]) -> [A]
     inputs: Callable[[PyTree, Normal], Moments]
     # (what is prepared, belief over obs) -> of the model's inputs, the action last
 
@@ -81,16 +81,33 @@ def make(
         squash = partial(moments.squash, limit=env.action_limit)
         return moments.chain(z, unbounded, squash)
 
-    def action(params: Params, obs: Array) -> Array:
-        known = Normal(obs, jnp.zeros((len(obs), len(obs))))
-        return act(prepare(params), see(known).normal).mean
+    def action(ready: Linear | Kernels, obs: Array) -> Array:
+        z = moments.features(obs, belief.angles)
+        if isinstance(ready, Kernels):
+            u = moments.kernel_mean(z, ready)
+        else:
+            u = ready.matrix @ z + ready.offset
+        return env.action_limit * (9 * jnp.sin(u) + jnp.sin(3 * u)) / 8
 
     def inputs(ready: PyTree, x: Normal) -> Moments:
         seen = see(x)
         both = moments.beside(seen.normal, act(ready, seen.normal), jnp.arange(size))
         return both._replace(gain=seen.gain @ both.gain)
 
-    return MomentPolicy(init, action, prepare, inputs)
+    return MomentPolicy(init, prepare, action, inputs)
+
+
+def pulled_back(
+    made: MomentPolicy,
+    estimate: Callable[[Key, PyTree], tuple[PyTree, Array]],
+    key: Key,
+    params: Params,
+) -> tuple[Params, Array]:
+    """The gradient of a return, and the return, by an estimate of the gradient with
+    respect to what is prepared."""
+    ready, back = jax.vjp(made.prepare, params)
+    gradient, total = estimate(key, ready)
+    return back(gradient)[0], total
 
 
 def validate(config: Any) -> None:
@@ -117,5 +134,6 @@ def network(params: Basis) -> Kernels:
 
 
 def as_policy(made: MomentPolicy, params: Params) -> Policy:
-    act = lambda key, obs, memory: (made.action(params, obs), memory)
+    ready = made.prepare(params)
+    act = lambda key, obs, memory: (made.action(ready, obs), memory)
     return Policy(lambda: (), act)

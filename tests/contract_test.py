@@ -23,6 +23,7 @@ from mbrl_jax.algorithms import (
     a2c,
     apg,
     bptt,
+    deep_pilco,
     dqn,
     dyna,
     dyna_q,
@@ -39,6 +40,7 @@ from mbrl_jax.algorithms import (
     npg,
     pets,
     pilco,
+    pipps,
     ppo,
     reinforce,
     sac,
@@ -50,8 +52,8 @@ from mbrl_jax.algorithms import (
 )
 from mbrl_jax.algorithms import mpc as true_mpc
 from mbrl_jax.envs import grid, point_mass, simulator
+from mbrl_jax.models import bnn, ensemble, gaussian_process
 from mbrl_jax.models import by_name as models
-from mbrl_jax.models import ensemble, gaussian_process
 from mbrl_jax.planners import mpc
 from mbrl_jax.policy_gradient import natural_gradient
 from mbrl_jax.policy_gradient import ppo as ppo_learner
@@ -122,6 +124,22 @@ ROWS = {
             discount=0.9,
             hidden_sizes=(8,),
             model=TINY_MODEL,
+        ),
+    ),
+    "deep_pilco": Row(
+        simulator.time_limit(mass.make(), 4),
+        deep_pilco.Config(
+            capacity=10,
+            policy="linear",
+            num_particles=4,
+            num_updates=2,
+            model=bnn.Config(
+                kind="concrete_dropout",
+                num_members=3,
+                hidden_sizes=(8,),
+                batch_size=4,
+                num_updates=3,
+            ),
         ),
     ),
     "dqn": Row(
@@ -247,6 +265,16 @@ ROWS = {
             model=gaussian_process.Config(max_exact=8, max_evaluations=4),
         ),
     ),
+    "pipps": Row(
+        simulator.time_limit(mass.make(), 4),
+        pipps.Config(
+            capacity=10,
+            policy="linear",
+            num_particles=4,
+            num_updates=2,
+            model=gaussian_process.Config(max_exact=8, max_evaluations=4, max_snr=10.0),
+        ),
+    ),
     "ppo": Row(
         SHORT,
         ppo.Config(
@@ -316,6 +344,7 @@ ENV_STEPS = {  # real steps in STEPS of a row: envs x window x updates, or episo
     "a2c": 3 * 5 * 2 * STEPS,
     "apg": 3 * 4 * 2 * STEPS,
     "bptt": 4 * STEPS,
+    "deep_pilco": 4 * STEPS,
     "dqn": 5 * STEPS,
     "dyna": 5 * STEPS,
     "dyna_q": 6 * STEPS,
@@ -333,6 +362,7 @@ ENV_STEPS = {  # real steps in STEPS of a row: envs x window x updates, or episo
     "npg": 3 * 5 * STEPS,
     "pets": 4 * STEPS,
     "pilco": 4 * STEPS,
+    "pipps": 4 * STEPS,
     "ppo": 3 * 5 * STEPS,
     "reinforce": 3 * 4 * STEPS,
     "sac": 5 * STEPS,
@@ -346,7 +376,7 @@ ENV_STEPS = {  # real steps in STEPS of a row: envs x window x updates, or episo
 REPRESENTATIVE = {"dqn", "dyna_q", "mbpo", "mpc", "pets", "ppo", "sac"}
 DISCRETE_TOO = {"a2c", "npg", "ppo", "reinforce", "trpo"}
 DISCRETE_ONLY = {"dqn", "dyna_q"}
-DOUBLE = {"pilco"}  # that refuse less than float64
+DOUBLE = {"pilco", "pipps"}  # that refuse less than float64
 NAMES = sorted(module.name for module in pkgutil.iter_modules(algorithms.__path__))
 
 

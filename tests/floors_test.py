@@ -58,7 +58,7 @@ ROWS = {
         "aggregation",
         "policy_search",
     ),
-    "gradients": ("closed_loop", "*", "windows"),
+    "gradients": ("closed_loop", "*", "windows by_name"),
     "policy_gradient": ("actor_critic", "experience", "*"),
     "value_learning": ("parts off_policy", "*", "by_name branching", "validity"),
     "training": ("checkpoints", "*"),

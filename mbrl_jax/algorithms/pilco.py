@@ -94,12 +94,7 @@ def _validate(env: Env, config: Config) -> None:
     checks.at_least(config, 0, "horizon", "segment")
     checks.holds_an_episode(config, env)
     moment_policies.validate(config)
-    for field, why in (
-        ("angles", "those are the environment's"),
-        ("learn_reward", "the reward of a belief is known"),
-    ):
-        if value := getattr(config.model, field):
-            raise ValueError(f"model.{field} is {value} for pilco, but {why}")
+    policy_search.validate(config.model, "pilco")
     if config.model.kernel != "squared_exponential":
         raise ValueError(
             f"model.kernel is {config.model.kernel!r}, which has no moments"

@@ -2,7 +2,8 @@
 
     J(params) = E[sum_{t<H} discount^t r_t + discount^H value(obs_H)]
 
-Every estimator is `(key, params, problem, num_samples) -> Estimate`:
+Every estimator is `(key, params, problem, num_samples) -> Estimate`, but for
+`batch_importance`, whose samples depend on each other:
 
     pathwise           back-propagation through time, noise reparameterised; `window`:
                        cut between short windows (SHAC, Xu et al., 2022)
@@ -10,6 +11,7 @@ Every estimator is `(key, params, problem, num_samples) -> Estimate`:
                        to go and a leave-one-out baseline
     total_propagation  both, mixed at each step back by inverse variance (PIPPS, Parmas
                        et al., 2018, arXiv 1902.01240, Algorithm 1)
+    batch_importance   the score function of what all samples do together (ibid.)
     finite_difference  central, with common random numbers: the referee
 
 A short horizon with a `value` after it is MAAC and SVG(H).  A sample that is not finite
@@ -29,6 +31,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
+from jax.nn import logsumexp
 
 from mbrl_jax.gradients import closed_loop
 from mbrl_jax.gradients.closed_loop import Carry, ExpectedReturn, StepRecord
@@ -85,6 +88,57 @@ def likelihood_ratio(
     in_axes = (None, 0, 0, 0)
     gradients = jax.vmap(jax.grad(surrogate), in_axes)(params, starts, keys, advantages)
     return summarise(gradients, samples.steps.weighted.sum(axis=1))
+
+
+def batch_importance(
+    key: Key, params: Params, problem: ExpectedReturn, num_samples: int
+) -> tuple[Params, Array]:
+    """The gradient by likelihood ratio with batch importance weights, and the return.
+
+        sum_t mean_j d log q_t(x_jt+1) advantage_jt,   q_t(x) = mean_i p(x | x_it)
+
+    Each sampled next state counts for all samples, by how likely it was from there
+    (Parmas et al., 2018, "PIPPS", Sec. 3.3).  For deterministic actors in systems with
+    a density.  The leave-one-out baseline biases it by the order of 1 / num_samples,
+    and what is not finite is not left out.
+    """
+    system, actor = problem.system, problem.actor
+    density = _density_of_a_step(problem)
+    starts, keys = _starts(key, problem, num_samples)
+    advance = partial(closed_loop.step, problem, closed_loop.free, params)
+
+    def move(before: Carry, time: Array) -> tuple[Carry, tuple]:
+        after, done = jax.vmap(advance, (0, 0, None))(keys, before, time)
+        return after, (before, after[0], done)
+
+    times = jnp.arange(problem.horizon)
+    carry = jax.vmap(closed_loop.begin)(starts)
+    last, (before, after, steps) = jax.lax.scan(move, carry, times)
+    steps = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), steps)  # [N, H, ...]
+    bootstraps = jax.vmap(partial(closed_loop.bootstrap, problem))(last)
+    advantages = _advantages(steps, bootstraps).T  # [H, N]
+
+    def surrogate(params: Params) -> Array:
+        def step(total: Array, x: tuple) -> tuple[Array, None]:
+            time, (states, weights), next_states, advantages = x
+
+            def act(key: Key, state: PyTree) -> Array:
+                own = closed_loop.act_key(key, time)
+                return actor.sample(params, own, system.observe(state))
+
+            def log_mixture(next_state: PyTree) -> Array:
+                each = jax.vmap(density, (0, 0, None))(states, actions, next_state)
+                return logsumexp(each, b=alive) - jnp.log(alive.sum())
+
+            alive, actions = weights > 0, jax.vmap(act)(keys, states)
+            rewards = jax.vmap(system.reward)(states, actions, next_states)
+            scores = jax.vmap(log_mixture)(next_states) * advantages
+            return total + jnp.where(alive, scores + weights * rewards, 0).sum(), None
+
+        xs = times, before, after, advantages
+        return scan.checkpointed(step, jnp.zeros(()), xs, 1)[0] / num_samples
+
+    return jax.grad(surrogate)(params), steps.weighted.sum(axis=1).mean()
 
 
 def total_propagation(
@@ -271,6 +325,18 @@ def _starts(key: Key, problem: ExpectedReturn, num_samples: int) -> tuple[PyTree
     return jax.vmap(problem.system.reset)(start_keys), jax.random.split(
         key, num_samples
     )
+
+
+def _density_of_a_step(
+    problem: ExpectedReturn,
+) -> Callable[[PyTree, Any, PyTree], Array]:
+    density = problem.system.log_prob
+    if density is None or problem.actor.log_prob is not None:
+        raise ValueError(
+            "batch importance weights need a system with a log_prob and an actor "
+            "without one: take likelihood_ratio"
+        )
+    return density
 
 
 def _check_density(problem: ExpectedReturn) -> None:

@@ -29,7 +29,7 @@ from jax.flatten_util import ravel_pytree
 from jax.scipy.linalg import cho_solve
 
 from mbrl_jax import replay as replays
-from mbrl_jax.ops import bfgs, checks
+from mbrl_jax.ops import bfgs, checks, moments
 from mbrl_jax.ops.moments import BLOCK, Kernels
 from mbrl_jax.replay import Replay
 from mbrl_jax.types import Array, Gaussian, Key, Metrics, Model
@@ -159,11 +159,8 @@ def num_rows(config: Config) -> int:
 
 
 def inputs_of(angles: tuple[int, ...], obs: Array, action: Array) -> Array:
-    """[I], in the order of `moments.with_angles`, then the action."""
-    others = jnp.array([i for i in range(len(obs)) if i not in angles], int)
-    angle = obs[jnp.array(angles, int)]
-    trig = jnp.stack([jnp.sin(angle), jnp.cos(angle)], axis=1).ravel()
-    return jnp.concatenate([obs[others], trig, action])
+    """[I]"""
+    return jnp.concatenate([moments.features(obs, angles), action])
 
 
 def in_own_units(

@@ -7,13 +7,14 @@ repeat:
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from mbrl_jax import policies, replay
+from mbrl_jax import optimizers, policies, replay
 from mbrl_jax.models import aggregation, outcomes
+from mbrl_jax.ops import estimate
 from mbrl_jax.types import (
     Algorithm,
     Array,
@@ -78,9 +79,57 @@ def make(
     return Algorithm(init, step, lambda state: policy(state.params), predict)
 
 
+def ascent(
+    gradient: Callable[[Key, PyTree, Params], tuple[Params, Array]],
+    # (key, the model's state, params) -> of the return, and the return
+    learning_rate: float | Array,
+    max_norm: float | Array,
+    num_updates: int,
+) -> Improve:
+    """By Adam, begun anew after each trial, on gradients scaled down to `max_norm`."""
+    optimizer = optimizers.clipped_adam(learning_rate, max_norm)
+
+    def improve(key: Key, model: PyTree, params: Params) -> tuple[Params, Metrics]:
+        def update(carry: tuple, key: Key) -> tuple[tuple, tuple[Array, Array]]:
+            params, opt_state = carry
+            found, total = gradient(key, model, params)
+            carry = optimizers.ascend(optimizer, found, opt_state, params)
+            return carry, (total, estimate.norm(found))
+
+        keys = jax.random.split(key, num_updates)
+        start = params, optimizer.init(params)
+        (params, opt_state), (totals, norms) = jax.lax.scan(update, start, keys)
+        return params, {
+            "imagined/return": totals[-max(1, num_updates // 10) :].mean(),
+            "gradient/norm": norms.mean(),
+            "gradient/skipped_updates": opt_state.num_skipped,
+        }
+
+    return improve
+
+
+def validate(model_config: Any, method: str) -> None:
+    """Raises ValueError for what the environment says, and not the model."""
+    for field, why in (
+        ("angles", "those are the environment's"),
+        ("learn_reward", "the reward is known"),
+        ("learn_terminal", "its tasks have no end"),
+    ):
+        if value := getattr(model_config, field, None):
+            raise ValueError(f"model.{field} is {value} for {method}, but {why}")
+
+
+def enough_particles(config: Any, env: Env) -> None:
+    if config.num_particles <= env.obs_size:
+        raise ValueError(
+            f"num_particles is {config.num_particles}, must be above {env.obs_size}, "
+            "the size of an observation, to have a covariance"
+        )
+
+
 def belief_of(env: Env, method: str) -> Belief:
     """What the method needs of `env`; ValueError for one that does not have it."""
-    if env.belief is None:
+    if env.belief is None or env.reward is None:
         raise ValueError(
             f"{env.name} has no `belief`, the first observation's distribution and the "
             f"expected reward, which {method} needs: take cartpole_pilco, or give "

@@ -104,6 +104,14 @@ def with_angles(x: Normal, angles: tuple[int, ...]) -> Moments:
     return beside(x, trig, jnp.array(others, int))
 
 
+def features(x: Array, angles: tuple[int, ...]) -> Array:
+    """Those of `with_angles`, of a point."""
+    others = jnp.array([i for i in range(len(x)) if i not in angles], int)
+    angle = x[jnp.array(angles, int)]
+    trig = jnp.stack([jnp.sin(angle), jnp.cos(angle)], axis=1).ravel()
+    return jnp.concatenate([x[others], trig])
+
+
 def beside(x: Normal, y: Moments, kept: Array) -> Moments:
     """Of the entries `kept` of x, followed by y."""
     gain = jnp.concatenate([jnp.eye(len(x.mean))[:, kept], y.gain], axis=1)
@@ -138,6 +146,13 @@ def squash(x: Normal, limit: float | Array) -> Moments:
         sines,
         lambda x: linear(x, mix, jnp.zeros(size)),
     )
+
+
+def kernel_mean(x: Array, f: Kernels) -> Array:
+    """[E], at a point x [D]."""
+    away = (x[None, None] - f.inputs[None]) / f.lengthscales[:, None]
+    k = f.signal_var[:, None] * jnp.exp(-jnp.square(away).sum(axis=-1) / 2)
+    return (k * f.weights).sum(axis=1)
 
 
 def kernels(x: Normal, f: Kernels) -> Moments:

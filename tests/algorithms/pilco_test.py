@@ -63,7 +63,8 @@ def test_a_step_of_the_belief_against_samples(kind: str) -> None:
     found = system.step(jax.random.key(0), x, inputs)
     rng = np.random.default_rng(2)
     samples = rng.multivariate_normal(np.array(mean), np.array(x.cov), NUM_SAMPLES)
-    actions = jax.vmap(lambda obs: made.action(params, obs))(jnp.array(samples))
+    act = partial(made.action, made.prepare(params))
+    actions = jax.vmap(act)(jnp.array(samples))
     see = partial(gaussian_process.inputs_of, BELIEF.angles)
     seen = jax.vmap(see)(jnp.array(samples), actions)
     change, var = jax.vmap(
@@ -77,6 +78,17 @@ def test_a_step_of_the_belief_against_samples(kind: str) -> None:
     both = np.cov(np.concatenate([samples, np.array(seen)], axis=1).T)[:2, 2:]
     scale = np.sqrt(np.diag(x.cov))[:, None] * np.array(seen).std(axis=0)[None]
     assert np.abs((x.cov @ inputs.gain - both) / scale).max() < 2e-2
+
+
+@pytest.mark.parametrize("kind", ["linear", "rbf"])
+def test_an_action_is_what_is_believed_of_a_known_state(kind: str) -> None:
+    made, params = policy_of(kind)
+    ready = made.prepare(params)
+    for obs in (jnp.array([0.3, -1.0]), jnp.array([4.0, 2.0])):
+        believed = made.inputs(ready, Normal(obs, jnp.zeros((2, 2)))).mean[-1]
+        found = made.action(ready, obs)
+        assert found.shape == (1,)
+        assert float(found[0]) == pytest.approx(float(believed), rel=1e-9)
 
 
 def imagined(
@@ -161,7 +173,9 @@ def test_the_first_episodes_are_random_and_teach_no_policy(
         blank._replace(fit=lambda key, state, data: (state + 1, {})),
         lambda key: jnp.zeros(()),
         lambda params: moment_policies.as_policy(
-            moment_policies.MomentPolicy(None, lambda p, obs: p[None] / 10, None, None),
+            moment_policies.MomentPolicy(
+                None, lambda p: p, lambda p, obs: p[None] / 10, None
+            ),
             params,
         ),
         improve,

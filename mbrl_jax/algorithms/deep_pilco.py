@@ -1,0 +1,109 @@
+"""Deep PILCO: PILCO with a Bayesian network (Gal, McAllister and Rasmussen, 2016).
+
+"Improving PILCO with Bayesian neural network dynamics models", Algorithm 1:
+
+    repeat:
+        run one episode: the first ones at random, later by the policy
+        fit the network with dropout to all the data
+        `num_updates` times:
+            draw P particles where episodes start, and for each a network, by its mask,
+            which it keeps
+            H times: move them, and draw as many anew from the Gaussian with their
+            moments (not if `resample` is off)
+            step the policy along the gradient of their mean return
+
+Deviations, after what others found to work where the paper's settings did not (Higuera
+et al., 2018, "Synthesizing neural network controllers with probabilistic model-based
+reinforcement learning"): more particles, concrete dropout, a gradient that is scaled
+down to `max_norm`; and the model sees the last `capacity` transitions, not episodes.
+"""
+
+import dataclasses
+from functools import partial
+
+import jax
+
+from mbrl_jax import moment_policies
+from mbrl_jax.gradients import closed_loop, swarm
+from mbrl_jax.gradients.closed_loop import ExpectedReturn
+from mbrl_jax.models import bnn, outcomes, policy_search
+from mbrl_jax.ops import checks
+from mbrl_jax.types import Algorithm, Array, Env, Key, Params
+
+State = policy_search.State
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Hyperparameters.  A float may be traced, as under vmap; an int fixes a shape."""
+
+    capacity: int = 400  # transitions kept, the latest
+    num_random_episodes: int = 1  # acted at random, before the first policy
+    horizon: int = 0  # H, steps of a particle; 0: of an episode
+    policy: str = "rbf"  # or linear
+    num_basis: int = 50  # radial basis functions
+    num_particles: int = 100  # P
+    resample: bool = True  # particles are drawn anew from a Gaussian at each step
+    num_updates: int = 500  # of the policy, after each episode
+    learning_rate: float = 1e-2  # of Adam
+    max_norm: float = 1.0  # of the gradient, above which it is scaled down
+    segment: int = 0  # rematerialise, keeping every so many-th state; 0: keep all
+    model: bnn.Config = bnn.Config(
+        kind="concrete_dropout", hidden_sizes=(200, 200), length_scale=1.0
+    )
+
+
+def make(env: Env, config: Config = Config()) -> Algorithm:
+    """The algorithm.  Raises ValueError for a configuration that cannot be."""
+    _validate(env, config)
+    belief = policy_search.belief_of(env, "deep_pilco")
+    model_config = dataclasses.replace(config.model, angles=belief.angles)
+    model = bnn.make(env.obs_size, env.action_size, model_config)
+    made = moment_policies.make(env, belief, config.policy, config.num_basis)
+    decode = outcomes.decoder(env, learn_reward=False, learn_terminal=False)
+    actor = closed_loop.deterministic(jax.vmap(made.action, (None, 0)))
+
+    def gradient(key: Key, state: bnn.State, params: Params) -> tuple[Params, Array]:
+        masks_key, key = jax.random.split(key)
+        members = bnn.sample_members(masks_key, state, config.num_particles)
+
+        def draw(key: Key, number: Array, obs: Array, action: Array) -> Array:
+            own = jax.tree.map(lambda x: x[number], members)
+            mean, std = model.predict(own, obs, action)
+            return mean + std * jax.random.normal(key, mean.shape, mean.dtype)
+
+        system = swarm.system(
+            lambda key: env.reset(key).obs,
+            draw,
+            lambda *moved: decode(*moved).reward,
+            config.num_particles,
+            config.resample,
+        )
+        horizon = config.horizon or env.episode_length
+        problem = ExpectedReturn(system, actor, horizon, segment=config.segment)
+        estimate = partial(swarm.pathwise, problem)
+        return moment_policies.pulled_back(made, estimate, key, params)
+
+    return policy_search.make(
+        env,
+        model,
+        made.init,
+        partial(moment_policies.as_policy, made),
+        policy_search.ascent(
+            gradient, config.learning_rate, config.max_norm, config.num_updates
+        ),
+        capacity=config.capacity,
+        num_random_episodes=config.num_random_episodes,
+    )
+
+
+def _validate(env: Env, config: Config) -> None:
+    checks.continuous(env)
+    bnn.validate(config.model, env.obs_size)
+    checks.at_least(config, 1, "num_random_episodes", "num_updates")
+    checks.at_least(config, 0, "horizon", "segment")
+    checks.positive(config, "learning_rate", "max_norm")
+    checks.holds_an_episode(config, env)
+    moment_policies.validate(config)
+    policy_search.validate(config.model, "deep_pilco")
+    policy_search.enough_particles(config, env)
