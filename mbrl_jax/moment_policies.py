@@ -44,23 +44,30 @@ class Basis(NamedTuple):
 
 
 def make(
-    env: Env, belief: Belief, kind: str = "rbf", num_basis: int = 10
+    env: Env,
+    belief: Belief,
+    kind: str = "rbf",
+    num_basis: int = 10,
+    spread: float | None = None,
 ) -> MomentPolicy:
     """`kind`: linear, or rbf of `num_basis` functions.
 
-    ValueError for what cannot be.
+    Their centres are drawn around where episodes start, with a std of `spread` in each
+    entry of the observation, or with that of the start if None.  ValueError for what
+    cannot be.
     """
     see = partial(moments.with_angles, angles=belief.angles)
-    first = Normal(jnp.array(belief.mean), jnp.diag(jnp.square(jnp.array(belief.std))))
+    std = jnp.array(belief.std) if spread is None else jnp.full(env.obs_size, spread)
+    around = Normal(jnp.array(belief.mean), jnp.diag(std**2))
     size = env.obs_size + len(belief.angles)  # Z
 
     def init(key: Key) -> Linear | Basis:
-        """Centres are drawn where episodes start, next to no action is taken."""
+        """Next to no action is taken."""
         centres_key, key = jax.random.split(key)
         if kind == "linear":
             matrix = 0.1 * jax.random.normal(key, (env.action_size, size))
             return Linear(matrix, jnp.zeros(env.action_size))
-        start = see(first)
+        start = see(around)
         root = jnp.linalg.cholesky(start.cov + 1e-9 * jnp.eye(size))
         noise = jax.random.normal(centres_key, (num_basis, size))
         targets = 0.1 * jax.random.normal(key, (env.action_size, num_basis))

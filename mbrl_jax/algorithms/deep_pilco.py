@@ -12,10 +12,11 @@
             moments (not if `resample` is off)
             step the policy along the gradient of their mean return
 
-Deviations, after what others found to work where the paper's settings did not (Higuera
-et al., 2018, "Synthesizing neural network controllers with probabilistic model-based
-reinforcement learning"): more particles, concrete dropout, a gradient that is scaled
-down to `max_norm`; and the model sees the last `capacity` transitions, not episodes.
+Deviations, after Higuera et al., 2018, "Synthesizing neural network controllers with
+probabilistic model-based reinforcement learning": more particles, and a gradient that
+is scaled down to `max_norm`.  And the model sees the last `capacity` transitions, its
+noise is learned, and the centres of a policy begin apart from each other (`spread`):
+where they begin together, as PILCO's, the gradients of particles are far larger.
 """
 
 import dataclasses
@@ -42,6 +43,7 @@ class Config:
     horizon: int = 0  # H, steps of a particle; 0: of an episode
     policy: str = "rbf"  # or linear
     num_basis: int = 50  # radial basis functions
+    spread: float = 1.0  # of their centres around the start: the std of each entry
     num_particles: int = 100  # P
     resample: bool = True  # particles are drawn anew from a Gaussian at each step
     num_updates: int = 500  # of the policy, after each episode
@@ -49,8 +51,9 @@ class Config:
     max_norm: float = 1.0  # of the gradient, above which it is scaled down
     segment: int = 0  # rematerialise, keeping every so many-th state; 0: keep all
     model: bnn.Config = bnn.Config(
-        kind="concrete_dropout", hidden_sizes=(200, 200), length_scale=1.0
+        kind="dropout", hidden_sizes=(200, 200), length_scale=1.0
     )
+    # concrete dropout ends without any in a simulator without noise
 
 
 def make(env: Env, config: Config = Config()) -> Algorithm:
@@ -59,22 +62,19 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
     belief = policy_search.belief_of(env, "deep_pilco")
     model_config = dataclasses.replace(config.model, angles=belief.angles)
     model = bnn.make(env.obs_size, env.action_size, model_config)
-    made = moment_policies.make(env, belief, config.policy, config.num_basis)
+    made = moment_policies.make(
+        env, belief, config.policy, config.num_basis, config.spread
+    )
     decode = outcomes.decoder(env, learn_reward=False, learn_terminal=False)
     actor = closed_loop.deterministic(jax.vmap(made.action, (None, 0)))
 
     def gradient(key: Key, state: bnn.State, params: Params) -> tuple[Params, Array]:
         masks_key, key = jax.random.split(key)
         members = bnn.sample_members(masks_key, state, config.num_particles)
-
-        def draw(key: Key, number: Array, obs: Array, action: Array) -> Array:
-            own = jax.tree.map(lambda x: x[number], members)
-            mean, std = model.predict(own, obs, action)
-            return mean + std * jax.random.normal(key, mean.shape, mean.dtype)
-
-        system = swarm.system(
+        system = swarm.of_members(
+            model.predict,
+            members,
             lambda key: env.reset(key).obs,
-            draw,
             lambda *moved: decode(*moved).reward,
             config.num_particles,
             config.resample,
@@ -102,7 +102,7 @@ def _validate(env: Env, config: Config) -> None:
     bnn.validate(config.model, env.obs_size)
     checks.at_least(config, 1, "num_random_episodes", "num_updates")
     checks.at_least(config, 0, "horizon", "segment")
-    checks.positive(config, "learning_rate", "max_norm")
+    checks.positive(config, "learning_rate", "max_norm", "spread")
     checks.holds_an_episode(config, env)
     moment_policies.validate(config)
     policy_search.validate(config.model, "deep_pilco")

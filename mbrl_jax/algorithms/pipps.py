@@ -20,7 +20,9 @@ by one of these estimators, all from `gradients`:
     gaussian_resampling  pathwise, the particles replaced at each step by as many from
                          the Gaussian with their moments
 
-Deviation: Adam begins anew after each trial.  All is float64, as for PILCO.
+Deviations: Adam begins anew after each trial; the variances of `total_propagation` are
+those with respect to the weights of the basis functions, not the targets; the centres
+of a policy begin apart from each other (`spread`).  All is float64, as for PILCO.
 """
 
 import dataclasses
@@ -47,6 +49,7 @@ class Config:
     horizon: int = 0  # H, steps of a particle; 0: of an episode
     policy: str = "rbf"  # or linear
     num_basis: int = 50  # radial basis functions
+    spread: float = 1.0  # of their centres around the start: the std of each entry
     estimator: str = "total_propagation"  # or one of the others above
     num_particles: int = 300  # P
     num_updates: int = 250  # of the policy, after each episode
@@ -62,7 +65,9 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
     belief = policy_search.belief_of(env, "pipps")
     model_config = dataclasses.replace(config.model, angles=belief.angles)
     model = gaussian_process.make(env.obs_size, env.action_size, model_config)
-    made = moment_policies.make(env, belief, config.policy, config.num_basis)
+    made = moment_policies.make(
+        env, belief, config.policy, config.num_basis, config.spread
+    )
     actor = closed_loop.deterministic(made.action)
     decode = outcomes.decoder(env, learn_reward=False, learn_terminal=False)
     horizon = config.horizon or env.episode_length
@@ -98,7 +103,7 @@ def _validate(env: Env, config: Config) -> None:
     checks.one_of(config, "estimator", by_name.ESTIMATORS)
     checks.at_least(config, 1, "num_random_episodes", "num_updates")
     checks.at_least(config, 0, "horizon", "segment")
-    checks.positive(config, "learning_rate", "max_norm")
+    checks.positive(config, "learning_rate", "max_norm", "spread")
     checks.holds_an_episode(config, env)
     moment_policies.validate(config)
     policy_search.validate(config.model, "pipps")

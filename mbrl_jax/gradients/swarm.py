@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from mbrl_jax.gradients import closed_loop
 from mbrl_jax.gradients.closed_loop import DynamicalSystem, ExpectedReturn
-from mbrl_jax.types import Array, Key, Params
+from mbrl_jax.types import Array, Gaussian, Key, Params, PyTree
 
 JITTER = 1e-6  # of the covariance, by the largest variance
 
@@ -46,6 +46,24 @@ def system(
         reward=lambda *moved: jax.vmap(reward)(*moved).mean(),
         terminal=lambda *moved: jnp.zeros((), bool),
     )
+
+
+def of_members(
+    predict: Callable[[PyTree, Array, Array], Gaussian],
+    members: PyTree,  # [P, ...]
+    first: Callable[[Key], Array],
+    reward: Callable[[Array, Array, Array], Array],
+    num_particles: int,
+    resample: bool,
+) -> DynamicalSystem:
+    """Of particles each of which asks its own member of a model all along."""
+
+    def draw(key: Key, number: Array, obs: Array, action: Array) -> Array:
+        own = jax.tree.map(lambda x: x[number], members)
+        mean, std = predict(own, obs, action)
+        return mean + std * jax.random.normal(key, mean.shape, mean.dtype)
+
+    return system(first, draw, reward, num_particles, resample)
 
 
 def gaussian(key: Key, particles: Array) -> Array:
