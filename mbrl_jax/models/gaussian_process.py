@@ -26,7 +26,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jax.scipy.linalg import cho_solve
+from jax.scipy.linalg import solve_triangular
 
 from mbrl_jax import replay as replays
 from mbrl_jax.ops import bfgs, checks, moments
@@ -204,9 +204,10 @@ def farthest(data: Data, number: int) -> Data:
     def pick(nearest: Array, _: None) -> tuple[Array, tuple[Array, Array]]:
         at = jnp.argmax(nearest)
         away = jnp.square(data.inputs - data.inputs[at][None]).sum(axis=1)
-        return jnp.minimum(nearest, away), (at, nearest[at] > 0)
+        return jnp.minimum(nearest, away).at[at].set(-1), (at, nearest[at] >= 0)
 
-    far = jnp.where(data.valid, jnp.inf, 0.0)  # from those that were picked
+    # from those that were picked; the same row twice counts twice, as long as it fits
+    far = jnp.where(data.valid, jnp.inf, -1.0)
     _, (rows, there) = jax.lax.scan(pick, far, length=number)
     keep = lambda x: jnp.where(there[:, None], x[rows], 0)
     inputs, targets = keep(data.inputs), keep(data.targets)
@@ -269,51 +270,69 @@ def _log_loss_backward(kept: tuple[Array, Array], g: Array) -> tuple[Array, Arra
 _log_loss.defvjp(_log_loss_forward, _log_loss_backward)
 
 
-@jax.custom_batching.sequential_vmap
 def _inverse(cov: Array) -> tuple[Array, Array]:
-    """And the log of the determinant; NaN where `cov` is not definite.
+    """And the log of the determinant; NaN where `cov` is not definite."""
+    half = _half_inverse(cov)
+    return half.T @ half, -2 * jnp.log(jnp.diag(half)).sum()
+
+
+@jax.custom_batching.sequential_vmap
+def _half_inverse(cov: Array) -> Array:
+    """L^-1 of cov = L L', so that cov^-1 = L^-T L^-1; NaN where that is not definite.
 
     One after the other: on a CPU, two batches of triangular solves at once can wait for
     each other for ever (jaxlib 0.10, in a pool of two threads).
     """
     root = jnp.linalg.cholesky(cov)
-    inverse = cho_solve((root, True), jnp.eye(len(root), dtype=root.dtype))
-    return inverse, 2 * jnp.log(jnp.diag(root)).sum()
+    return solve_triangular(root, jnp.eye(len(root), dtype=root.dtype), lower=True)
 
 
 def condition(
     hyper: Hyper, y: Array, rows: Data, every: Data, every_y: Array, kernel: str
 ) -> tuple[Array, Array, Array]:
     """Weights [N] and precision [N, N] of the posterior of one output at `rows`, given
-    those, or `every` row if these are more; and how often noise had to be added for it
-    to exist."""
-    if len(every.inputs) <= len(rows.inputs):
-        cov = _cov(hyper, rows.inputs, rows.valid, kernel)
-        precision, num_jitters = _safe_inverse(cov)
-        precision = jnp.where(jnp.outer(rows.valid, rows.valid), precision, 0)
-        return precision @ y, precision, num_jitters
-    lengths, signal, noise = jax.tree.map(jnp.exp, hyper)
+    those, or `every` row if more of these count; and how often noise had to be added
+    for it to exist."""
     # inducing outputs are taken for noisy: without noise they would be almost singular
-    cov = _cov(hyper, rows.inputs, rows.valid, kernel)
-    few, many = rows.inputs / lengths[None], every.inputs / lengths[None]
-    cross = signal**2 * KERNELS[kernel](few, many)
-    cross = jnp.where(jnp.outer(rows.valid, every.valid), cross, 0) / noise
-    prior, first = _safe_inverse(cov)
-    given, second = _safe_inverse(cov + cross @ cross.T)
-    return given @ (cross @ every_y) / noise, prior - given, first + second
+    half, num_jitters = _safe_half_inverse(_cov(hyper, rows.inputs, rows.valid, kernel))
+
+    def exact() -> tuple[Array, Array]:
+        precision = half.T @ half
+        return precision @ y, precision
+
+    def sparse() -> tuple[Array, Array]:
+        """With A = L^-1 cross / noise and B = 1 + A A', the precision is
+        L^-T (1 - B^-1) L^-1: this never forms cov + cross cross' / noise^2, whose
+        condition number is beyond double precision where the noise is small."""
+        lengths, signal, noise = jax.tree.map(jnp.exp, hyper)
+        few, many = rows.inputs / lengths[None], every.inputs / lengths[None]
+        cross = signal**2 * KERNELS[kernel](few, many)
+        cross = jnp.where(jnp.outer(rows.valid, every.valid), cross, 0) / noise
+        A, one = half @ cross, jnp.eye(len(half), dtype=half.dtype)
+        inverse, _ = _inverse(one + A @ A.T)  # of B
+        weights = half.T @ (inverse @ (A @ every_y)) / noise
+        return weights, half.T @ (one - inverse) @ half
+
+    if len(every.inputs) <= len(rows.inputs):
+        weights, precision = exact()
+    else:
+        few = every.valid.sum() <= len(rows.inputs)
+        weights, precision = jax.lax.cond(few, exact, sparse)
+    precision = jnp.where(jnp.outer(rows.valid, rows.valid), precision, 0)
+    return weights, precision, num_jitters
 
 
-def _safe_inverse(cov: Array) -> tuple[Array, Array]:
+def _safe_half_inverse(cov: Array) -> tuple[Array, Array]:
     """Of `cov` with as little noise as makes it definite, and the number of trials."""
     least = jnp.finfo(cov.dtype).eps * jnp.diag(cov).max()
     eye = jnp.eye(len(cov), dtype=cov.dtype)
 
     def more(carry: tuple[Array, Array]) -> tuple[Array, Array]:
         number = carry[1] + 1
-        return _inverse(cov + least * 10.0**number * eye)[0], number
+        return _half_inverse(cov + least * 10.0**number * eye), number
 
     broken = lambda carry: ~jnp.isfinite(carry[0]).all() & (carry[1] < MOST_JITTERS)
-    first = _inverse(cov)[0], jnp.zeros((), jnp.int32)
+    first = _half_inverse(cov), jnp.zeros((), jnp.int32)
     return jax.lax.while_loop(broken, more, first)
 
 

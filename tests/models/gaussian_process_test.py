@@ -1,5 +1,6 @@
 """The Gaussian process against its definition, and what it makes of bad data."""
 
+import decimal
 from functools import partial
 from typing import Any
 
@@ -148,6 +149,64 @@ def test_of_all_rows_inducing_the_posterior_is_nearly_exact() -> None:
     np.testing.assert_allclose(k @ sparse[1] @ k, k @ exact[1] @ k, rtol=5e-3)
 
 
+def test_rows_that_fit_give_the_exact_posterior() -> None:
+    """Whatever the room for more, and one of them twice."""
+    few = data(number=30)
+    twice = jax.tree.map(lambda x: x.at[7].set(x[3]), few.data)
+    more = replay.init(2, 1, 90)
+    more = replay.insert(more, twice, jnp.arange(48) < 30)
+    state, _ = fitted(more)
+    x = np.array([0.3, -0.4, 0.5])
+    found = gp.make(2, 1, CONFIG).predict(state, jnp.array(x[:2]), jnp.array(x[2:]))
+    mean, var, _ = definition(state, more, x)
+    np.testing.assert_allclose(found.mean, x[:2] + mean, rtol=1e-8)
+    np.testing.assert_allclose(found.std**2, var, rtol=1e-6)
+
+
+def test_the_sparse_posterior_is_that_of_many_digits() -> None:
+    """Where the noise is a thousandth of the signal, PILCO's limit, and rows are close.
+
+    There the inverse of cov + cross cross' / noise^2 has next to no digits left.
+    """
+    rng = np.random.default_rng(0)
+    inputs, y = rng.normal(size=(40, 2)), rng.normal(size=40)
+    one, valid = jnp.ones(2), jnp.ones(40, bool)
+    every = gp.Data(jnp.array(inputs), jnp.array(y)[:, None], valid, one, one[:1])
+    rows = gp.farthest(every, 12)
+    hyper = gp.Hyper(jnp.log(jnp.array([6.0, 9.0])), jnp.array(0.0), jnp.log(1e-3))
+    args = hyper, rows.targets[:, 0], rows, every, every.targets[:, 0]
+    weights, precision, number = gp.condition(*args, "squared_exponential")
+    assert number == 0
+
+    with decimal.localcontext(prec=60):
+        exact = np.vectorize(lambda x: decimal.Decimal(float(x)), otypes=[object])
+        lengths = exact(jnp.exp(hyper.lengthscales))
+
+        def k(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+            away = (exact(a)[:, None] - exact(b)[None]) / lengths
+            return np.vectorize(lambda x: (-x / 2).exp())((away**2).sum(axis=-1))
+
+        few, noise_var = np.asarray(rows.inputs), exact(jnp.exp(hyper.noise)) ** 2
+        cov = k(few, few) + noise_var * np.eye(12, dtype=int)
+        cross, at = k(few, inputs), k(few, np.array([[0.3, -0.4]]))
+        given = eliminated(cov + cross @ cross.T / noise_var, at)
+        mean = given.T @ cross @ exact(y)[:, None] / noise_var
+        var = 1 - at.T @ (eliminated(cov, at) - given)
+    near = at.astype(float)[:, 0]
+    np.testing.assert_allclose(near @ weights, float(mean[0, 0]), rtol=1e-6)
+    np.testing.assert_allclose(1 - near @ precision @ near, float(var[0, 0]), rtol=1e-3)
+
+
+def eliminated(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """matrix^-1 right, of objects."""
+    rows = np.concatenate([matrix, right], axis=1)
+    for i in range(len(rows)):
+        rows[i] /= rows[i, i]
+        for j in set(range(len(rows))) - {i}:
+            rows[j] -= rows[j, i] * rows[i]
+    return rows[:, len(matrix) :]
+
+
 @pytest.mark.slow
 def test_few_inducing_inputs_predict_nearly_as_all_do() -> None:
     known, at, action = data(), jnp.array([0.3, -0.4]), jnp.array([0.5])
@@ -200,12 +259,12 @@ def test_bad_data_gives_a_finite_posterior(case: str) -> None:
 
 def test_noise_is_added_until_there_is_a_factor() -> None:
     singular = jnp.ones((4, 4)) - 1e-13 * jnp.eye(4)
-    inverse, number = gp._safe_inverse(singular)
+    half, number = gp._safe_half_inverse(singular)
     assert number > 0
-    assert jnp.isfinite(inverse).all()
-    inverse, number = gp._safe_inverse(2 * jnp.eye(4))
+    assert jnp.isfinite(half).all()
+    half, number = gp._safe_half_inverse(2 * jnp.eye(4))
     assert number == 0
-    np.testing.assert_allclose(inverse, jnp.eye(4) / 2)
+    np.testing.assert_allclose(half.T @ half, jnp.eye(4) / 2)
 
 
 def test_angles_are_seen_as_sin_and_cos() -> None:
