@@ -38,7 +38,6 @@ class Search(NamedTuple):
     low: Array  # [], the longest that was too short
     high: Array  # [], the shortest that was too long
     num_trials: Array  # [] int32, in this line search
-    num_steps: Array  # [] int32, since the inverse was the identity
     num_evaluations: Array  # [] int32
     done: Array  # [] bool
 
@@ -84,7 +83,7 @@ def minimise(
         trial,
         Search(
             vector, infinite, zero, eye, zero, one, 0 * one, infinite,
-            nothing, nothing, nothing, jnp.zeros((), bool),
+            nothing, nothing, jnp.zeros((), bool),
         ),
     )  # fmt: skip
     return Minimum(
@@ -109,18 +108,19 @@ def _taken(
     product = step @ change
     curved = ~first & (product > 0)
     safe = jnp.where(curved, product, 1)
-    # Nocedal and Wright, Eq. (6.20): the first estimate has the size of the Hessian
-    scale = safe / jnp.where(curved, change @ change, 1)
-    old = jnp.where(s.num_steps == 1, scale, 1) * s.inverse
-    # Eq. (6.17)
-    away = old @ change
+    # Nocedal and Wright, Eq. (6.17), from the identity: scaled as by their Eq. (6.20),
+    # by the steepest direction, which comes first, steps along the others are tiny
+    away = s.inverse @ change
     rank_one = (1 + change @ away / safe) * jnp.outer(step, step) / safe
     both = jnp.outer(away, step) / safe
-    inverse = jnp.where(curved, old + rank_one - both - both.T, s.inverse)
+    inverse = jnp.where(curved, s.inverse + rank_one - both - both.T, s.inverse)
     direction = -inverse @ gradient
     # to begin with, or if rounding has turned it uphill
     steepest = first | (direction @ gradient >= 0)
-    length = 1 / jnp.maximum(jnp.linalg.norm(gradient), 1)
+    unit = 1 / jnp.maximum(jnp.linalg.norm(gradient), 1)
+    # their Eq. (3.60): as if the loss fell by as much as last time
+    slope = jnp.minimum(direction @ gradient, -jnp.finfo(x.dtype).tiny)
+    again = jnp.minimum(1, 2.02 * (loss - s.loss) / slope)
     eye = jnp.eye(len(x), dtype=x.dtype)
     return Search(
         x,
@@ -128,11 +128,10 @@ def _taken(
         gradient,
         jnp.where(steepest, eye, inverse),
         jnp.where(steepest, -gradient, direction),
-        jnp.where(steepest, length, 1).astype(x.dtype),
+        jnp.where(steepest, unit, again).astype(x.dtype),
         jnp.zeros_like(s.low),
         jnp.full_like(s.high, jnp.inf),
         jnp.zeros_like(s.num_trials),
-        jnp.where(steepest, 1, s.num_steps + 1),
         s.num_evaluations,
         jnp.abs(gradient).max() <= tolerance,
     )

@@ -44,6 +44,17 @@ def test_a_long_valley_as_scipy_finds_its_end() -> None:
     assert found.num_evaluations < 3 * theirs.nfev
 
 
+def test_one_steep_direction_does_not_shorten_the_steps_along_others() -> None:
+    """As in the search for PILCO's policies: it comes first, and says nothing of them.
+
+    Scipy needs 25 evaluations, a first estimate by Nocedal and Wright's Eq. (6.20) 215.
+    """
+    curvature = jnp.append(jnp.linspace(0.1, 1, 19), 1e4)
+    start = jnp.zeros(20).at[-1].set(0.9)
+    loss = lambda x: (curvature * (x - 1) ** 2).sum() / 2
+    assert bfgs.minimise(loss, start, 40).loss < 1e-6
+
+
 def test_the_unit_of_the_loss_makes_little_difference() -> None:
     """Steps of the size of the gradient get lost where that is 1e6."""
     start = jnp.array([-1.2, 1.0, -0.5, 0.8])
