@@ -28,7 +28,6 @@ from mbrl_jax import moment_policies
 from mbrl_jax.gradients import closed_loop, swarm
 from mbrl_jax.gradients.closed_loop import ExpectedReturn
 from mbrl_jax.models import bnn, outcomes, policy_search
-from mbrl_jax.ops import checks
 from mbrl_jax.types import Algorithm, Array, Env, Key, Params
 
 State = policy_search.State
@@ -98,12 +97,6 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
 
 
 def _validate(env: Env, config: Config) -> None:
-    checks.continuous(env)
-    bnn.validate(config.model, env.obs_size)
-    checks.at_least(config, 1, "num_random_episodes", "num_updates")
-    checks.at_least(config, 0, "horizon", "segment")
-    checks.positive(config, "learning_rate", "max_norm", "spread")
-    checks.holds_an_episode(config, env)
-    moment_policies.validate(config)
+    policy_search.validate_particles(config, env)
     policy_search.validate(config.model, "deep_pilco")
-    policy_search.enough_particles(config, env)
+    bnn.validate(config.model, env.obs_size)

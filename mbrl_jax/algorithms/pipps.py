@@ -98,13 +98,7 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
 
 
 def _validate(env: Env, config: Config) -> None:
-    checks.continuous(env)
     checks.double("pipps")
     checks.one_of(config, "estimator", by_name.ESTIMATORS)
-    checks.at_least(config, 1, "num_random_episodes", "num_updates")
-    checks.at_least(config, 0, "horizon", "segment")
-    checks.positive(config, "learning_rate", "max_norm", "spread")
-    checks.holds_an_episode(config, env)
-    moment_policies.validate(config)
+    policy_search.validate_particles(config, env)
     policy_search.validate(config.model, "pipps")
-    policy_search.enough_particles(config, env)

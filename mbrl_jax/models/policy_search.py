@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mbrl_jax import optimizers, policies, replay
+from mbrl_jax import moment_policies, optimizers, policies, replay
 from mbrl_jax.models import aggregation, outcomes
-from mbrl_jax.ops import estimate
+from mbrl_jax.ops import checks, estimate
 from mbrl_jax.types import (
     Algorithm,
     Array,
@@ -119,7 +119,14 @@ def validate(model_config: Any, method: str) -> None:
             raise ValueError(f"model.{field} is {value} for {method}, but {why}")
 
 
-def enough_particles(config: Any, env: Env) -> None:
+def validate_particles(config: Any, env: Env) -> None:
+    """Of what Deep PILCO and PIPPS have in common."""
+    checks.continuous(env)
+    checks.at_least(config, 1, "num_random_episodes", "num_updates")
+    checks.at_least(config, 0, "horizon", "segment")
+    checks.positive(config, "learning_rate", "max_norm", "spread")
+    checks.holds_an_episode(config, env)
+    moment_policies.validate(config)
     if config.num_particles <= env.obs_size:
         raise ValueError(
             f"num_particles is {config.num_particles}, must be above {env.obs_size}, "
