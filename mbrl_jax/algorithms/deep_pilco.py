@@ -20,7 +20,6 @@ where they begin together, as PILCO's, the gradients of particles are far larger
 """
 
 import dataclasses
-from functools import partial
 
 import jax
 
@@ -28,7 +27,7 @@ from mbrl_jax import moment_policies
 from mbrl_jax.gradients import closed_loop, swarm
 from mbrl_jax.gradients.closed_loop import ExpectedReturn
 from mbrl_jax.models import bnn, outcomes, policy_search
-from mbrl_jax.types import Algorithm, Array, Env, Key, Params
+from mbrl_jax.types import Algorithm, Array, Env, Key, PyTree
 
 State = policy_search.State
 
@@ -67,7 +66,7 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
     decode = outcomes.decoder(env, learn_reward=False, learn_terminal=False)
     actor = closed_loop.deterministic(jax.vmap(made.action, (None, 0)))
 
-    def gradient(key: Key, state: bnn.State, params: Params) -> tuple[Params, Array]:
+    def gradient(key: Key, state: bnn.State, ready: PyTree) -> tuple[PyTree, Array]:
         masks_key, key = jax.random.split(key)
         members = bnn.sample_members(masks_key, state, config.num_particles)
         system = swarm.of_members(
@@ -80,20 +79,9 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
         )
         horizon = config.horizon or env.episode_length
         problem = ExpectedReturn(system, actor, horizon, segment=config.segment)
-        estimate = partial(swarm.pathwise, problem)
-        return moment_policies.pulled_back(made, estimate, key, params)
+        return swarm.pathwise(problem, key, ready)
 
-    return policy_search.make(
-        env,
-        model,
-        made.init,
-        partial(moment_policies.as_policy, made),
-        policy_search.ascent(
-            gradient, config.learning_rate, config.max_norm, config.num_updates
-        ),
-        capacity=config.capacity,
-        num_random_episodes=config.num_random_episodes,
-    )
+    return policy_search.of_particles(env, config, model, made, gradient)
 
 
 def _validate(env: Env, config: Config) -> None:

@@ -35,7 +35,7 @@ from mbrl_jax.gradients import by_name, closed_loop
 from mbrl_jax.gradients.closed_loop import ExpectedReturn
 from mbrl_jax.models import gaussian_process, outcomes, policy_search
 from mbrl_jax.ops import checks
-from mbrl_jax.types import Algorithm, Array, Env, Key, Params
+from mbrl_jax.types import Algorithm, Array, Env, Key, PyTree
 
 State = policy_search.State
 
@@ -73,28 +73,16 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
     horizon = config.horizon or env.episode_length
 
     def gradient(
-        key: Key, state: gaussian_process.State, params: Params
-    ) -> tuple[Params, Array]:
+        key: Key, state: gaussian_process.State, ready: PyTree
+    ) -> tuple[PyTree, Array]:
         predict, nowhere = partial(model.predict, state), jnp.zeros((1, env.obs_size))
         system = closed_loop.from_member(predict, decode, nowhere, env.action_size)
         system = system._replace(reset=lambda key: env.reset(key).obs)
         problem = ExpectedReturn(system, actor, horizon, segment=config.segment)
-        estimate = lambda key, ready: by_name.ESTIMATORS[config.estimator](
-            key, ready, problem, config.num_particles
-        )
-        return moment_policies.pulled_back(made, estimate, key, params)
+        estimator = by_name.ESTIMATORS[config.estimator]
+        return estimator(key, ready, problem, config.num_particles)
 
-    return policy_search.make(
-        env,
-        model,
-        made.init,
-        partial(moment_policies.as_policy, made),
-        policy_search.ascent(
-            gradient, config.learning_rate, config.max_norm, config.num_updates
-        ),
-        capacity=config.capacity,
-        num_random_episodes=config.num_random_episodes,
-    )
+    return policy_search.of_particles(env, config, model, made, gradient)
 
 
 def _validate(env: Env, config: Config) -> None:

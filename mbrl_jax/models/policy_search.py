@@ -7,6 +7,7 @@ repeat:
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 
 from mbrl_jax import moment_policies, optimizers, policies, replay
 from mbrl_jax.models import aggregation, outcomes
+from mbrl_jax.moment_policies import MomentPolicy
 from mbrl_jax.ops import checks, estimate
 from mbrl_jax.types import (
     Algorithm,
@@ -79,33 +81,45 @@ def make(
     return Algorithm(init, step, lambda state: policy(state.params), predict)
 
 
-def ascent(
-    gradient: Callable[[Key, PyTree, Params], tuple[Params, Array]],
-    # (key, the model's state, params) -> of the return, and the return
-    learning_rate: float | Array,
-    max_norm: float | Array,
-    num_updates: int,
-) -> Improve:
-    """By Adam, begun anew after each trial, on gradients scaled down to `max_norm`."""
-    optimizer = optimizers.clipped_adam(learning_rate, max_norm)
+def of_particles(
+    env: Env,
+    config: Any,
+    model: Model,
+    made: MomentPolicy,
+    gradient: Callable[[Key, PyTree, PyTree], tuple[PyTree, Array]],
+    # (key, the model's state, what is prepared of the policy) -> of the return with
+    # respect to that, and the return
+) -> Algorithm:
+    """The loop, improving by Adam, begun anew after each trial, on gradients scaled
+    down to `max_norm`."""
+    optimizer = optimizers.clipped_adam(config.learning_rate, config.max_norm)
 
-    def improve(key: Key, model: PyTree, params: Params) -> tuple[Params, Metrics]:
+    def improve(key: Key, state: PyTree, params: Params) -> tuple[Params, Metrics]:
         def update(carry: tuple, key: Key) -> tuple[tuple, tuple[Array, Array]]:
             params, opt_state = carry
-            found, total = gradient(key, model, params)
+            estimator = lambda key, ready: gradient(key, state, ready)
+            found, total = moment_policies.pulled_back(made, estimator, key, params)
             carry = optimizers.ascend(optimizer, found, opt_state, params)
             return carry, (total, estimate.norm(found))
 
-        keys = jax.random.split(key, num_updates)
+        keys = jax.random.split(key, config.num_updates)
         start = params, optimizer.init(params)
         (params, opt_state), (totals, norms) = jax.lax.scan(update, start, keys)
         return params, {
-            "imagined/return": totals[-max(1, num_updates // 10) :].mean(),
+            "imagined/return": totals[-max(1, config.num_updates // 10) :].mean(),
             "gradient/norm": norms.mean(),
             "gradient/skipped_updates": opt_state.num_skipped,
         }
 
-    return improve
+    return make(
+        env,
+        model,
+        made.init,
+        partial(moment_policies.as_policy, made),
+        improve,
+        capacity=config.capacity,
+        num_random_episodes=config.num_random_episodes,
+    )
 
 
 def validate(model_config: Any, method: str) -> None:

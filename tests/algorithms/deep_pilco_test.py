@@ -29,8 +29,7 @@ def at_rest() -> Env:
 
 
 def drifting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model whose member i moves by i / 10; the first draw of members has numbers 0
-    to P - 1, in any later one all have P."""
+    """A model whose member i moves by i / 10; a draw of members has 0 to P - 1."""
 
     def make(obs_size: int, action_size: int, config: bnn.Config) -> Model:
         return Model(
