@@ -13,7 +13,7 @@ from mbrl_jax.algorithms import pipps
 from mbrl_jax.envs import simulator
 from mbrl_jax.gradients import by_name
 from mbrl_jax.models import gaussian_process
-from mbrl_jax.types import Array, Gaussian, Key, Metrics, Model, PyTree
+from mbrl_jax.types import Array, EnvState, Gaussian, Key, Metrics, Model, PyTree
 from tests import mass
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -32,7 +32,13 @@ def imagined(monkeypatch: pytest.MonkeyPatch, std: float, **settings: Any) -> Me
         return make(*args)._replace(predict=predict)
 
     monkeypatch.setattr(gaussian_process, "make", other)
-    env = simulator.time_limit(mass.make(), 4)
+    one = simulator.time_limit(mass.make(), 4)
+
+    def reset(key: Key) -> EnvState:
+        start = one.reset(key)
+        return start._replace(obs=start.obs + 0.3)
+
+    env = one._replace(reset=reset)
     config = pipps.Config(
         capacity=20,
         policy="linear",
@@ -54,7 +60,7 @@ def test_particles_are_drawn_from_what_is_predicted(
     """E of the reward at N(mean, var) of x: 1 / sqrt(1 + 4 var) exp(..) - 1."""
     expected = 0.0
     for t in range(1, (horizon or 4) + 1):
-        var, away = 0.05**2 + t * std**2, 1 - 0.1 * t
+        var, away = 0.05**2 + t * std**2, 0.7 - 0.1 * t
         kept = np.exp(-(away**2) / (2 * (0.25 + var))) / np.sqrt(1 + 4 * var)
         expected += kept - 1
     metrics = imagined(monkeypatch, std, horizon=horizon)
