@@ -1,5 +1,6 @@
 """The Gaussian process against its definition, and what it makes of bad data."""
 
+import dataclasses
 import decimal
 from functools import partial
 from typing import Any
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
+from sklearn.gaussian_process import GaussianProcessRegressor, kernels
 
 from mbrl_jax import replay
 from mbrl_jax.models import gaussian_process as gp
@@ -95,6 +97,64 @@ def test_posterior_and_likelihood_are_those_of_the_definition() -> None:
     scales = np.column_stack([state.hyper.lengthscales, state.hyper.signal])
     penalty += ((scales / np.log(CONFIG.max_scale)) ** 30).sum(axis=1)
     np.testing.assert_allclose(metrics["model/loss"], np.mean(loss + penalty))
+
+
+def regressors(kernel: str, hyper: gp.Hyper, seen: gp.Data) -> list:
+    """scikit-learn's, one for each output, of the rows that count."""
+    shape = {
+        "squared_exponential": kernels.RBF,
+        "matern52": partial(kernels.Matern, nu=2.5),
+    }[kernel]
+    rows, found = np.asarray(seen.valid), []
+    for lengths, signal, noise, y in zip(
+        *jax.tree.map(np.exp, hyper), seen.targets.T, strict=True
+    ):
+        k = signal**2 * shape(lengths) + kernels.WhiteKernel(noise**2)
+        regressor = GaussianProcessRegressor(k, alpha=0, optimizer=None)
+        found.append(regressor.fit(seen.inputs[rows], y[rows]))
+    return found
+
+
+HYPER = gp.Hyper(  # of two outputs
+    np.array([[0.1, 0.3, -0.2], [0.9, -0.4, 0.6]]),
+    np.array([0.2, -0.5]),
+    np.array([-1.5, -2.5]),
+)
+
+
+@pytest.mark.parametrize("kernel", gp.KERNELS)
+def test_all_is_as_in_scikit_learn(kernel: str) -> None:
+    """Of several outputs, where the last rows do not count, whatever is in them."""
+    known = data(number=48)._replace(size=jnp.array(NUM_ROWS))
+    seen = gp.in_own_units(partial(gp.inputs_of, ()), known, CONFIG)
+    peers = regressors(kernel, HYPER, seen)
+
+    def likelihood(hyper: gp.Hyper, y: Any) -> Any:
+        return -gp.negative_log_likelihood(hyper, y, seen, kernel)
+
+    found = jax.vmap(jax.value_and_grad(likelihood))(HYPER, seen.targets.T)
+    for e, peer in enumerate(peers):
+        value, slopes = peer.log_marginal_likelihood(peer.kernel_.theta, True)
+        np.testing.assert_allclose(found[0][e], value, rtol=1e-8)
+        slope = jax.tree.map(lambda x, e=e: x[e], found[1])
+        # theirs are slopes in the logarithms of variances, not of stds
+        ours = [slope.signal / 2, *slope.lengthscales, slope.noise / 2]
+        np.testing.assert_allclose(ours, slopes, rtol=1e-8)
+
+    # in one evaluation the search stays where it starts: the model with HYPER
+    config = dataclasses.replace(CONFIG, kernel=kernel, max_evaluations=1)
+    model = gp.make(2, 1, config)
+    start = model.init(jax.random.key(0))._replace(hyper=HYPER)
+    state, _ = jax.jit(model.fit)(jax.random.key(1), start, known)
+    points = np.random.default_rng(1).normal(size=(5, 3))
+    at, std = jnp.array(points), np.asarray(seen.target_std)
+    near = jax.vmap(partial(model.predict, state))(at[:, :2], at[:, 2:])
+    for e, peer in enumerate(peers):
+        mean, error = peer.predict(points / np.array(seen.input_std), return_std=True)
+        expected = points[:, e] + mean * std[e]
+        np.testing.assert_allclose(near.mean[:, e], expected, rtol=1e-8)
+        expected = (error * std[e]) ** 2
+        np.testing.assert_allclose(near.std[:, e] ** 2, expected, rtol=1e-8)
 
 
 def test_the_noise_is_found_and_what_does_not_matter_has_long_scales() -> None:
