@@ -19,6 +19,7 @@ from benchmarks import (
     fitting,
     imagining,
     planning,
+    random_systems,
     regression,
     returns,
     seeds,
@@ -382,3 +383,63 @@ def test_the_peer_trains_in_the_same_setting():
     assert known["SETTING"]["num_envs"] == apg_throughput.CONFIG.num_envs
     assert known["SETTING"]["horizon_length"] == apg_throughput.CONFIG.horizon
     assert f"brax/{known['ENV']}/{known['BACKEND']}" == apg_throughput.ENV
+
+
+@pytest.mark.parametrize(("num_states", "num_controls"), random_systems.SIZES)
+def test_a_random_system_moves_by_its_equation(num_states, num_controls):
+    rng = np.random.default_rng(0)
+    system = random_systems.draw(rng, num_states, num_controls)
+    env = random_systems.environment(system)
+    assert (env.obs_size, env.action_size) == (num_states, num_controls)
+    state = env.reset(jax.random.key(0))
+    x, u = np.asarray(state.obs), rng.uniform(-1, 1, num_controls)
+    assert 0 < np.abs(x - system.start).max() < 5 * random_systems.START_STD
+    bent = random_systems.BEND * np.sin(system.C @ x)
+    after = env.step(state, jnp.array(u))
+    expected = system.A @ x + system.B @ u + bent
+    np.testing.assert_allclose(after.obs, expected, rtol=1e-4, atol=1e-6)
+    cost = 1 - np.exp(-np.sum(expected**2) / 2)
+    np.testing.assert_allclose(after.reward, -cost, rtol=1e-4)
+    np.testing.assert_array_equal(env.belief.mean, system.start)
+
+
+def test_random_systems_are_stable_and_unstable_and_their_own():
+    draw = lambda seed: random_systems.draw(np.random.default_rng(seed), 3, 2)
+    found = [random_systems.radius(draw(seed).A) for seed in range(40)]
+    eigenvalues = np.linalg.eigvals(draw(0).A)
+    np.testing.assert_allclose(found[0], np.abs(eigenvalues).max())
+    assert len(set(found)) == 40
+    assert 0.7 < min(found) < 0.8
+    assert 1.1 < max(found) < 1.2
+    assert 10 < sum(x > 1 for x in found) < 30
+
+
+@pytest.mark.parametrize("fault", ["none", "not finite", "exception"])
+def test_one_run_that_fails_fails_them_all(monkeypatch, tmp_path, fault):
+    def run(key, system):
+        assert system.A.shape in ((1, 1), (2, 2), (3, 3))
+        calls.append(system)
+        if len(calls) == 7 and fault == "exception":
+            raise FloatingPointError("far away")
+        metrics = {
+            "episode/return": jnp.array([-10.0, -9.0, -2.5]),
+            "model/num_jitters": jnp.array([0, 0, len(calls) == 3]),
+        }
+        return jnp.array(len(calls) != 7 or fault != "not finite"), metrics
+
+    calls, path = [], tmp_path / "found.json"
+    monkeypatch.setattr(random_systems, "run", run)
+    monkeypatch.setattr(random_systems, "RESULTS", path)
+    if fault == "none":
+        random_systems.main([])
+    else:
+        with pytest.raises(SystemExit) as end:
+            random_systems.main([])
+        assert end.value.code == 1
+    found = json.loads(path.read_text())
+    num = int(fault != "none")
+    assert (found["num_runs"], found["num_failed"]) == (50, num)
+    assert (found["num_with_jitters"], found["num_improved"]) == (1, 50 - num)
+    assert (found["cost_first"], found["cost_last"]) == (0.5, 0.125)
+    assert [row["finite"] for row in found["runs"]].count(False) == num
+    assert len({row["seed"] for row in found["runs"]}) == 50
