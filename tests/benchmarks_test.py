@@ -19,6 +19,7 @@ from benchmarks import (
     fitting,
     imagining,
     planning,
+    predicted,
     random_systems,
     regression,
     returns,
@@ -32,11 +33,12 @@ from benchmarks.setting import Setting, env, forward_flop, gradient_flop, plan_f
 from experiments.reports import results
 from experiments.reports.statistics import Estimate
 from mbrl_jax import envs, policies, rollout
-from mbrl_jax.algorithms import apg, pets
+from mbrl_jax.algorithms import apg, pets, pilco
 from mbrl_jax.envs import simulator
 from mbrl_jax.models import by_name as models
 from mbrl_jax.models import ensemble
 from mbrl_jax.networks import GaussianMLP
+from mbrl_jax.ops import moments
 from mbrl_jax.planners import mpc
 from mbrl_jax.training import train
 from mbrl_jax.types import Algorithm
@@ -383,6 +385,38 @@ def test_the_peer_trains_in_the_same_setting():
     assert known["SETTING"]["num_envs"] == apg_throughput.CONFIG.num_envs
     assert known["SETTING"]["horizon_length"] == apg_throughput.CONFIG.horizon
     assert f"brax/{known['ENV']}/{known['BACKEND']}" == apg_throughput.ENV
+
+
+def test_what_was_expected_is_compared_with_what_was_measured():
+    rng = np.random.default_rng(0)
+    mean, half = rng.normal(size=(11, 2)), rng.normal(size=(11, 2, 2))
+    cov = half @ half.transpose(0, 2, 1)
+    std = np.sqrt(cov[:, [0, 1], [0, 1]])
+    obs = mean + 1.9 * std
+    obs[3:5, 1] = mean[3:5, 1] - 2.1 * std[3:5, 1]
+    obs[0] = mean[0] + 9  # where it starts counts for nothing
+    reward = -np.ones(10)
+    found = predicted.compared(4, (mean, cov, 0.5 * reward), obs, reward)
+    assert (found["trial"], found["return"], found["expected"]) == (4, -10, -5)
+    assert found["within"] == 18 / 20
+    np.testing.assert_allclose(found["believed"]["std"], std, atol=1e-5)
+    np.testing.assert_allclose(found["measured"]["obs"], obs, atol=1e-5)
+
+
+def test_what_is_believed_ends_with_the_last_observation(monkeypatch):
+    def rollout(belief, f, made, params, horizon):
+        assert (f, horizon) == ("kernels", env.episode_length)
+        before = moments.Normal(jnp.zeros((3, 2)), jnp.zeros((3, 2, 2)))
+        after = moments.Normal(jnp.ones(2), jnp.eye(2))
+        return None, (after, None, SimpleNamespace(obs=before, reward=jnp.arange(3)))
+
+    env = envs.make("pendulum_pilco")
+    state = SimpleNamespace(model=SimpleNamespace(kernels="kernels"), params=None)
+    monkeypatch.setattr(predicted.beliefs, "rollout", rollout)
+    mean, cov, reward = predicted.believed(env, pilco.Config(), state)
+    np.testing.assert_array_equal(mean, [[0, 0], [0, 0], [0, 0], [1, 1]])
+    np.testing.assert_array_equal(cov[-1], np.eye(2))
+    np.testing.assert_array_equal(reward, [0, 1, 2])
 
 
 @pytest.mark.parametrize(("num_states", "num_controls"), random_systems.SIZES)

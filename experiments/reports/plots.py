@@ -186,13 +186,16 @@ def _over_seeds(statistic: Callable[..., Any], values: np.ndarray) -> Any:
         return statistic(np.where(np.isfinite(values), values, np.nan), axis=1)
 
 
-def new_figure(num_axes: int, width: float) -> tuple[Any, list[Any]]:
+def new_figure(
+    num_axes: int, width: float, num_rows: int = 1, height: float = 3.8
+) -> tuple[Any, list[Any]]:
+    """`num_axes` in each row; the axes row by row."""
     import matplotlib
     from matplotlib.figure import Figure  # slow to import; this needs no display
 
     with matplotlib.rc_context(STYLE):
-        made = Figure(figsize=(width, 3.8), dpi=150, layout="constrained")
-        return made, list(np.atleast_1d(made.subplots(1, num_axes)))
+        made = Figure(figsize=(width, height), dpi=150, layout="constrained")
+        return made, list(np.ravel(made.subplots(num_rows, num_axes)))
 
 
 def save(figure: Any, path: Path) -> None:

@@ -23,7 +23,7 @@ from functools import partial
 import jax
 
 from mbrl_jax import moment_policies
-from mbrl_jax.gradients import beliefs, closed_loop
+from mbrl_jax.gradients import beliefs
 from mbrl_jax.models import gaussian_process, policy_search
 from mbrl_jax.ops import bfgs, checks
 from mbrl_jax.types import Algorithm, Array, Env, Key, Metrics, Params, PyTree
@@ -56,12 +56,8 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
     horizon = config.horizon or env.episode_length
 
     def loss(state: gaussian_process.State, params: Params) -> Array:
-        problem = beliefs.expected_return(
-            belief, state.kernels, made, horizon, config.segment
-        )
-        start = problem.system.reset(jax.random.key(0))  # nothing is drawn
-        ready = made.prepare(params)
-        return -closed_loop.rollout(jax.random.key(0), ready, problem, start)[0]
+        args = belief, state.kernels, made, params, horizon, config.segment
+        return -beliefs.rollout(*args)[0]
 
     def improve(key: Key, state: PyTree, params: Params) -> tuple[Params, Metrics]:
         drawn = jax.vmap(made.init)(jax.random.split(key, config.num_restarts))

@@ -8,14 +8,15 @@ between for Gaussian.  Deisenroth and Rasmussen, "PILCO: a model-based and
 data-efficient approach to policy search", 2011, Sec. 2.
 """
 
+import jax
 import jax.numpy as jnp
 
 from mbrl_jax.gradients import closed_loop
-from mbrl_jax.gradients.closed_loop import DynamicalSystem, ExpectedReturn
+from mbrl_jax.gradients.closed_loop import DynamicalSystem, ExpectedReturn, Rollout
 from mbrl_jax.moment_policies import MomentPolicy
 from mbrl_jax.ops import moments
 from mbrl_jax.ops.moments import Kernels, Moments, Normal
-from mbrl_jax.types import Belief, Key
+from mbrl_jax.types import Array, Belief, Key, Params
 
 
 def expected_return(
@@ -37,3 +38,18 @@ def expected_return(
     )
     actor = closed_loop.Actor(lambda ready, key, x: made.inputs(ready, x))
     return ExpectedReturn(system, actor, horizon, segment=segment)
+
+
+def rollout(
+    belief: Belief,
+    f: Kernels,
+    made: MomentPolicy,
+    params: Params,
+    horizon: int,
+    segment: int = 0,
+) -> tuple[Array, Rollout]:
+    """The expected return, and the beliefs on the way, of `horizon` steps."""
+    problem = expected_return(belief, f, made, horizon, segment)
+    key = jax.random.key(0)  # nothing is drawn
+    start = problem.system.reset(key)
+    return closed_loop.rollout(key, made.prepare(params), problem, start)

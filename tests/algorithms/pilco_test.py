@@ -12,7 +12,7 @@ import pytest
 from mbrl_jax import envs, moment_policies, replay
 from mbrl_jax.algorithms import pilco
 from mbrl_jax.envs import simulator
-from mbrl_jax.gradients import beliefs, closed_loop
+from mbrl_jax.gradients import beliefs
 from mbrl_jax.models import gaussian_process, policy_search
 from mbrl_jax.ops import bfgs
 from mbrl_jax.ops.moments import Kernels, Normal
@@ -95,9 +95,7 @@ def imagined(
     params: Params, f: Kernels, kind: str, horizon: int, segment: int = 0
 ) -> Array:
     made, _ = policy_of(kind)
-    problem = beliefs.expected_return(BELIEF, f, made, horizon, segment)
-    start, ready = problem.system.reset(jax.random.key(0)), made.prepare(params)
-    return closed_loop.rollout(jax.random.key(0), ready, problem, start)[0]
+    return beliefs.rollout(BELIEF, f, made, params, horizon, segment)[0]
 
 
 def test_the_return_is_that_of_the_beliefs_after_the_first() -> None:
@@ -105,12 +103,16 @@ def test_the_return_is_that_of_the_beliefs_after_the_first() -> None:
     f, (made, params) = process(), policy_of("rbf")
     system, actor = beliefs.expected_return(BELIEF, f, made, 3, 0)[:2]
     x, key = Normal(jnp.array(BELIEF.mean), jnp.diag(jnp.array([0.01, 0.01]))), None
-    total = 0.0
+    total, on_the_way = 0.0, []
     for _ in range(3):
+        on_the_way.append(x)
         x = system.step(key, x, actor.sample(made.prepare(params), key, x))
         total += BELIEF.reward(*x)
-    found = imagined(params, f, "rbf", 3)
+    found, rollout = beliefs.rollout(BELIEF, f, made, params, 3)
     np.testing.assert_allclose(found, total, rtol=1e-10)
+    expected = jax.tree.map(lambda *x: jnp.stack(x), *on_the_way)
+    jax.tree.map(np.testing.assert_allclose, rollout.steps.obs, expected)
+    jax.tree.map(np.testing.assert_allclose, rollout.final, x)
     again = imagined(params, f, "rbf", 3, segment=1)
     np.testing.assert_allclose(again, total, rtol=1e-10)
 
