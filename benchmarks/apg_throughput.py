@@ -10,9 +10,7 @@ and compared with what the peer's file says.  Writes results/apg_throughput.json
 """
 
 import contextlib
-import json
 import statistics
-import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ from typing import Any
 import jax
 from absl import app, flags, logging
 
-from benchmarks import timing
+from benchmarks import peers, timing
 from experiments.runs import run_folder
 from mbrl_jax import envs
 from mbrl_jax.algorithms import apg
@@ -83,19 +81,11 @@ def peer(python: str, num_repeats: int, num_updates: int) -> Iterator[Measure]:
     """The peer, compiled; each call lets it measure once."""
     command = [python, str(FOLDER / PEER), "--wait"]
     command += [f"--num_repeats={num_repeats}", f"--num_updates={num_updates}"]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
-        to_peer, from_peer = process.stdin, process.stdout
-        assert to_peer is not None
-        assert from_peer is not None
+    with peers.running(command) as theirs:
 
         def measure() -> Row:
-            to_peer.write("\n")
-            to_peer.flush()
-            for line in from_peer:
-                if line.startswith("{"):  # libraries print, too
-                    return json.loads(line)
-            raise RuntimeError(f"{command} has ended early")
+            theirs.ask("")
+            return theirs.answer()
 
         yield measure
 

@@ -20,9 +20,7 @@ and whether anything is compiled after the first step.  Writes results/ppo_speed
 """
 
 import contextlib
-import json
 import statistics
-import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,7 +28,7 @@ from typing import Any, NamedTuple
 import jax
 from absl import app, flags, logging
 
-from benchmarks import timing
+from benchmarks import peers, timing
 from experiments.runs import run_folder
 from mbrl_jax import envs
 from mbrl_jax.algorithms import ppo
@@ -170,24 +168,13 @@ def peer(case: Case, python: str) -> Iterator[Turn]:
     """The peer, compiled; each turn lets it go on."""
     sizes = [f"--{name}={value}" for name, value in case.sizes._asdict().items()]
     script = str(FOLDER / f"peer_{case.peer}_ppo.py")
-    command, pipe = [python, script, *sizes, *case.arguments], subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
-        to_peer, from_peer = process.stdin, process.stdout
-        assert to_peer is not None
-        assert from_peer is not None
-
-        def answer() -> dict[str, Any]:
-            for line in from_peer:
-                if line.startswith("{"):  # libraries print, too
-                    return json.loads(line)
-            raise RuntimeError(f"{command} has ended early")
+    with peers.running([python, script, *sizes, *case.arguments]) as theirs:
 
         def turn() -> Spent:
-            to_peer.write("\n")
-            to_peer.flush()
-            return Spent(**answer())
+            theirs.ask("")
+            return Spent(**theirs.answer())
 
-        answer()  # when it is ready
+        theirs.answer()  # when it is ready
         yield turn
 
 
