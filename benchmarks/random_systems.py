@@ -124,11 +124,11 @@ def run(key: Key, system: System) -> tuple[Array, Metrics]:
     return functools.reduce(jnp.logical_and, finite), metrics
 
 
-def environment(system: System) -> Env:
+def environment(system: System, start_std: float = START_STD) -> Env:
     size, num_controls = system.B.shape
     eye = tuple(map(tuple, np.eye(size)))
     goal = saturating.Goal((), eye, place=(0.0,) * size, width=WIDTH)
-    task = saturating.task(goal, tuple(system.start), (START_STD,) * size)
+    task = saturating.task(goal, tuple(system.start), (start_std,) * size)
 
     def dynamics(x: Array, u: Array) -> Array:
         return system.A @ x + system.B @ u + BEND * jnp.sin(system.C @ x)

@@ -1,6 +1,7 @@
 """The benchmarks, at sizes so small that only their arithmetic is of interest."""
 
 import ast
+import itertools
 import json
 import math
 import subprocess
@@ -18,6 +19,9 @@ from benchmarks import (
     compiling,
     fitting,
     imagining,
+    peer_pilco,
+    peers,
+    pilco_speed,
     planning,
     predicted,
     random_systems,
@@ -385,6 +389,50 @@ def test_the_peer_trains_in_the_same_setting():
     assert known["SETTING"]["num_envs"] == apg_throughput.CONFIG.num_envs
     assert known["SETTING"]["horizon_length"] == apg_throughput.CONFIG.horizon
     assert f"brax/{known['ENV']}/{known['BACKEND']}" == apg_throughput.ENV
+
+
+@pytest.mark.usefixtures("double")
+def test_the_processes_are_those_that_the_peer_of_pilco_is_given():
+    given, known = peer_pilco.problem(9), pilco_speed.processes(9)
+    assert known.inputs.shape == (moments.BLOCK, 5)
+    at = moments.Normal(jnp.array(given["mean"]), jnp.zeros((5, 5)))
+    found = moments.kernels(at, known)
+    for e in range(4):
+
+        def k(a, b, e=e):
+            away = (a[:, None] - b[None]) / given["lengthscales"][e]
+            return given["signal_var"][e] * np.exp(-(away**2).sum(axis=-1) / 2)
+
+        cross = k(given["mean"][None], given["inputs"])[0]
+        cov = k(given["inputs"], given["inputs"]) + given["noise_var"][e] * np.eye(9)
+        mean = cross @ np.linalg.solve(cov, given["targets"][:, e])
+        var = given["signal_var"][e] - cross @ np.linalg.solve(cov, cross)
+        assert float(found.mean[e]) == pytest.approx(mean, rel=1e-9)
+        assert float(found.cov[e, e]) == pytest.approx(var, rel=1e-6)
+    theirs = [found.mean[None], found.cov, found.gain]
+    pilco_speed.agree(found, theirs)
+    for i in range(3):
+        wrong = [x * (1 + 1e-4 * (i == j)) for j, x in enumerate(theirs)]
+        with pytest.raises(AssertionError, match="tolerance"):
+            pilco_speed.agree(found, wrong)
+
+
+def test_the_ratio_to_the_peer_of_pilco_is_of_neighbours(monkeypatch):
+    rows = lambda *cpu: iter([{"cpu": x, "wall": 1.0} for x in cpu])
+    theirs, ours, asked = rows(99, 1, 10, 2), rows(3, 20, 8), []
+    answers = itertools.chain([{"found": 0}], theirs)
+
+    def timed(call, num_calls):
+        assert num_calls == peer_pilco.CALLS["rollout"]
+        return next(ours)
+
+    monkeypatch.setattr(pilco_speed, "ours", lambda case, num_rows: None)
+    monkeypatch.setattr(pilco_speed, "timed", timed)
+    monkeypatch.setattr(pilco_speed, "NUM_REPEATS", 3)
+    peer = peers.Peer(asked.append, lambda: next(answers))
+    row = pilco_speed.compare(peer, "rollout", 100)
+    assert asked == ["rollout/100"] * 4
+    assert (row["theirs"], row["ours"], row["ratio"]) == (2, 8, 3)
 
 
 def test_what_was_expected_is_compared_with_what_was_measured():
