@@ -101,10 +101,8 @@ def check() -> bool:
             fine = within(row.iqm, known["low"], known["high"])
             good &= fine
             says = "is within" if fine else "LEFT"
-            print(
-                f"{method}: {interval(row.iqm)} {says} {known['low']} to {known['high']}",
-                flush=True,
-            )
+            bounds = f"{known['low']} to {known['high']}"
+            print(f"{method}: {interval(row.iqm)} {says} {bounds}", flush=True)
     return good
 
 
