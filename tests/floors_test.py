@@ -50,7 +50,7 @@ ROWS = {
     "envs": ("returned", "simulator brax_tasks saturating", "*", "systems", "__init__"),
     "planners": ("transcription ilqr mcts", "*", "collocation_mesh mpc"),
     "models": (
-        "ensemble gaussian_process propagation",
+        "ensemble gaussian_process propagation gaussian_mixture",
         "bnn",
         "by_name",
         "outcomes",

@@ -182,7 +182,8 @@ def _linear(env: Env, config: Config) -> _Model:
     def fit(
         key: Key, state: Dynamics, data: Replay, episodes: Episodes
     ) -> tuple[Dynamics, Metrics]:
-        state = linear_gaussian.fit(episodes, config.strength)
+        prior = linear_gaussian.pooled(episodes, config.strength)
+        state = linear_gaussian.fit(episodes, prior)
         variances = jnp.diagonal(state.cov, axis1=1, axis2=2)
         return state, {"model/std": jnp.sqrt(variances).mean()}
 

@@ -3,18 +3,28 @@
     p(x' | x, u, t) = N(F_t [x; u] + f_t, cov_t)
 
 By Levine and Abbeel, "Learning neural network policies with guided policy search under
-unknown dynamics", 2014, Sec. 4 and App. A: rows [x; u; x'] of one time step are normal,
-with a normal-inverse-Wishart prior around those of all time steps; the dynamics are the
-conditional of x' of the posterior mean.  Deviation: the prior is one Gaussian, not a
-mixture.
+unknown dynamics", 2014, Sec. 4 and App. A: rows [x; u; x'] of one time step are normal;
+the dynamics are the conditional of x' of their mean and covariance.  Without a prior
+that is a least-squares regression at each time step; with one, which is normal-inverse-
+Wishart, a Bayesian one.  A prior is a function of the rows that it is for:
+
+    pooled      one Gaussian, of the rows of all time steps
+    mixed       of the clusters of a mixture that these rows belong to (App. A.3)
+    linearised  of any model's linearisation where these rows are
+
+Deviation: changes x' - x stand in place of x' in rows: the same up to rounding, and
+that is much less.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from mbrl_jax import replay
+from mbrl_jax.models import gaussian_mixture
+from mbrl_jax.models.gaussian_mixture import Mixture
 from mbrl_jax.ops import definite, finite, normalize
 from mbrl_jax.ops.floats import floats
 from mbrl_jax.replay import Replay
@@ -36,28 +46,40 @@ class Dynamics(NamedTuple):
     cov: Array  # [T, O, O]
 
 
-def fit(episodes: Episodes, strength: float | Array) -> Dynamics:
-    """The dynamics of each time step, with a prior that is worth `strength` rows.
+class NIW(NamedTuple):
+    """A normal-inverse-Wishart prior of the mean and the covariance of rows [D]."""
 
-    That many count as seen where all rows are on average, and as varying as they do:
-    in the notation of Levine and Abbeel, m = n_0 = strength, which must be positive.
-    Rows that are not finite do not count.
+    mean: Array  # [D] mu_0
+    scatter: Array  # [D, D] Phi: `strength` times the covariance that is expected
+    strength: Array  # [] how many rows it is worth: m = n_0
+
+
+Prior = Callable[[Array, Array], NIW]
+# (rows [N, D] of [x; u; x' - x] at one time step, which of them are valid [N])
+
+
+def fit(episodes: Episodes, prior: Prior | None = None) -> Dynamics:
+    """The dynamics of each time step, by least squares or with a prior.
+
+    Rows that are not finite do not count.  Least squares from too few rows are those
+    with the smallest gains, in units of the rows' own deviations, and in a step without
+    rows x changes as in all the others; no covariance is singular.
     """
-    obs, action, next_obs = floats("linear_gaussian.fit", episodes[:3])
-    valid = episodes.valid
-    size, num_inputs = obs.shape[-1], obs.shape[-1] + action.shape[-1]
-    # changes instead of x': the same up to rounding, and that is much less
-    rows = jnp.concatenate([obs, action, next_obs - obs], axis=-1)  # [N, T, D]
-    valid = valid & finite.usable(rows, num_batch_axes=2)
-    rows = jnp.where(valid[..., None], rows, 0)
-    flat, num_rows = rows.reshape(-1, rows.shape[-1]), jnp.maximum(valid.sum(), 1)
+    num_inputs = episodes.obs.shape[-1] + episodes.action.shape[-1]
+    rows, valid = rows_of(episodes)
+    size, flat = rows.shape[-1] - num_inputs, rows.reshape(-1, rows.shape[-1])
     stats = normalize.statistics(flat, valid.ravel())
-    rows = (rows - stats.mean[None, None]) / stats.std[None, None]
-    rows = jnp.where(valid[..., None], rows, 0)
-    pooled = jnp.einsum("nti,ntj->ij", rows, rows) / num_rows
+    unknown = NIW(
+        stats.mean, jnp.zeros_like(jnp.diag(stats.std)), jnp.zeros_like(flat[0, 0])
+    )
 
     def one(rows: Array, valid: Array) -> Dynamics:
-        mean, cov = posterior(rows, valid, pooled, strength)
+        given = unknown if prior is None else prior(rows, valid)
+        scatter = given.scatter / jnp.outer(stats.std, stats.std)
+        mean = (given.mean - stats.mean) / stats.std
+        rows = (rows - stats.mean[None]) / stats.std[None]
+        rows = jnp.where(valid[:, None], rows, 0)
+        mean, cov = posterior(rows, valid, NIW(mean, scatter, given.strength))
         return condition(mean, cov, num_inputs)
 
     F, f, cov = jax.vmap(one, in_axes=1)(rows, valid)
@@ -70,20 +92,83 @@ def fit(episodes: Episodes, strength: float | Array) -> Dynamics:
     return jax.lax.optimization_barrier(found)
 
 
-def posterior(
-    rows: Array, valid: Array, prior_cov: Array, strength: float | Array
-) -> tuple[Array, Array]:
+def rows_of(episodes: Episodes) -> tuple[Array, Array]:
+    """[x; u; x' - x] at every step, [N, T, D], and which are to be used, [N, T]."""
+    obs, action, next_obs = floats("linear_gaussian.fit", episodes[:3])
+    rows = jnp.concatenate([obs, action, next_obs - obs], axis=-1)
+    valid = episodes.valid & finite.usable(rows, num_batch_axes=2)
+    return jnp.where(valid[..., None], rows, 0), valid
+
+
+def pooled(episodes: Episodes, strength: float | Array) -> Prior:
+    """As all rows are on average, and varying as they do.  `strength` is positive."""
+    rows, valid = rows_of(episodes)
+    flat, weight = rows.reshape(-1, rows.shape[-1]), valid.ravel()
+    stats = normalize.statistics(flat, weight)
+    # in these units no square vanishes
+    gap = jnp.where(weight[:, None], (flat - stats.mean[None]) / stats.std[None], 0)
+    units = jnp.outer(stats.std, stats.std)
+    scatter = strength * (gap.T @ gap / jnp.maximum(weight.sum(), 1)) * units
+    prior = NIW(stats.mean, scatter, jnp.asarray(strength, rows.dtype))
+    return lambda rows, valid: prior
+
+
+def mixed(mixture: Mixture, strength: float | Array) -> Prior:
+    """As the clusters are that the rows belong to (Levine and Abbeel, 2014, App. A.3).
+
+    `mixture` is of rows of many time steps and iterations; `strength` is positive.
+    """
+
+    def prior(rows: Array, valid: Array) -> NIW:
+        mean, cov = gaussian_mixture.moments(mixture, rows, valid)
+        return NIW(mean, strength * cov, jnp.asarray(strength, cov.dtype))
+
+    return prior
+
+
+def linearised(
+    model: Callable[[Array, Array], Gaussian], cov: Array, strength: float | Array
+) -> Prior:
+    """As a model, (obs, action) -> next_obs [O], is near the mean of the rows.
+
+    `cov` [O + A, O + A] is how x and u vary there.  (Fu, Levine and Abbeel, "One-shot
+    learning of manipulation skills with online dynamics adaptation and neural network
+    priors", 2016, Sec. IV-B.)
+    """
+
+    def prior(rows: Array, valid: Array) -> NIW:
+        mean = valid.astype(rows.dtype) @ rows / jnp.maximum(valid.sum(), 1)
+        inputs, size = mean[: len(cov)], len(mean) - len(cov)
+
+        def change(z: Array) -> tuple[Array, Gaussian]:
+            after = model(z[:size], z[size:])
+            return after.mean - z[:size], after
+
+        F, after = jax.jacfwd(change, has_aux=True)(inputs)  # [O, O + A]
+        across = F @ cov
+        noise = jnp.diag(jnp.square(after.std))
+        joint = jnp.block([[cov, across.T], [across, across @ F.T + noise]])
+        middle = jnp.concatenate([inputs, after.mean - inputs[:size]])
+        return NIW(middle, strength * joint, jnp.asarray(strength, cov.dtype))
+
+    return prior
+
+
+def posterior(rows: Array, valid: Array, prior: NIW) -> tuple[Array, Array]:
     """Mean [D] and covariance [D, D] of rows [N, D] by the posterior mean of both.
 
-    The prior is around a mean of 0 (Levine and Abbeel, 2014, App. A.3).
+    (Levine and Abbeel, 2014, App. A.3.)  Without a prior and rows they are 0.
     """
     weight = valid.astype(rows.dtype)
     number = weight.sum()
+    total = number + prior.strength
+    total = jnp.where(total > 0, total, 1)
     mean = weight @ rows / jnp.maximum(number, 1)
     centred = (rows - mean[None]) * weight[:, None]
-    shift = number * strength / (number + strength) * jnp.outer(mean, mean)
-    cov = strength * prior_cov + centred.T @ centred + shift
-    return number * mean / (number + strength), cov / (number + strength)
+    gap = mean - prior.mean
+    shift = number * prior.strength / total * jnp.outer(gap, gap)
+    cov = prior.scatter + centred.T @ centred + shift
+    return (number * mean + prior.strength * prior.mean) / total, cov / total
 
 
 def condition(mean: Array, cov: Array, num_inputs: int) -> Dynamics:

@@ -7,13 +7,18 @@ import pytest
 
 from mbrl_jax import replay
 from mbrl_jax.envs import linear_quadratic, pendulum
-from mbrl_jax.models import linear_gaussian
-from mbrl_jax.models.linear_gaussian import Dynamics, Episodes
-from mbrl_jax.types import Transition
+from mbrl_jax.models import gaussian_mixture, linear_gaussian
+from mbrl_jax.models.linear_gaussian import NIW, Dynamics, Episodes
+from mbrl_jax.types import Array, Gaussian, Transition
 
 PRECISIONS = pytest.mark.parametrize("x64", [False, True])
-fit, insert = jax.jit(linear_gaussian.fit), jax.jit(replay.insert)
+insert, least_squares = jax.jit(replay.insert), jax.jit(linear_gaussian.fit)
 latest = jax.jit(linear_gaussian.latest, static_argnums=(1, 2, 3))
+
+
+@jax.jit
+def fit(data: Episodes, strength: float) -> Dynamics:
+    return linear_gaussian.fit(data, linear_gaussian.pooled(data, strength))
 
 
 @pytest.fixture(autouse=True)
@@ -271,12 +276,114 @@ def test_what_was_left_out_hides_the_rest_of_its_episode_alone():
 
 def test_the_unit_of_the_actions_makes_no_difference():
     data = several(20, 1)
-    plain = linear_gaussian.fit(data, 1.0)
-    small = linear_gaussian.fit(data._replace(action=1e-9 * data.action), 1.0)
+    plain, small = fit(data, 1.0), fit(data._replace(action=1e-9 * data.action), 1.0)
     size = data.obs.shape[-1]
     np.testing.assert_allclose(
         1e-9 * small.F[..., size:], plain.F[..., size:], rtol=1e-4
     )
     np.testing.assert_allclose(small.F[..., :size], plain.F[..., :size], rtol=1e-4)
     with pytest.raises(TypeError, match=r"linear_gaussian\.fit takes real numbers"):
-        linear_gaussian.fit(data._replace(obs=1j * data.obs), 1.0)
+        linear_gaussian.fit(data._replace(obs=1j * data.obs))
+
+
+def test_without_a_prior_it_is_least_squares():
+    data = several(30, 3)
+    found = least_squares(data)
+    for t in range(3):
+        valid = data.valid[:, t]
+        ones = np.ones((valid.sum(), 1))
+        inputs = np.column_stack([data.obs[valid, t], data.action[valid, t], ones])
+        gains, *_ = np.linalg.lstsq(inputs, data.next_obs[valid, t], rcond=None)
+        rest = data.next_obs[valid, t] - inputs @ gains
+        both = np.column_stack([found.F[t], found.f[t]])
+        np.testing.assert_allclose(both, gains.T, rtol=1e-8, atol=1e-10)
+        np.testing.assert_allclose(found.cov[t], rest.T @ rest / len(rest), rtol=1e-8)
+
+
+@PRECISIONS
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_too_few_rows_are_no_reason_for_singular_covariances(x64: bool, number: int):
+    """They are explained as far as they go."""
+    data = several(4, 5)
+    data.valid[:] = np.arange(4)[:, None] < number
+    with jax.enable_x64(x64):
+        found = jax.tree.map(np.asarray, least_squares(data))
+    assert all(np.isfinite(x).all() for x in found)
+    assert np.linalg.eigvalsh(found.cov.astype(float)).min() > 0
+    inputs = np.concatenate([data.obs, data.action], axis=2)
+    predicted = np.einsum("toi,nti->nto", found.F, inputs) + found.f[None]
+    gap = (predicted - data.next_obs)[data.valid]
+    np.testing.assert_allclose(gap, 0, atol=1e-8 if x64 else 1e-2)
+
+
+def test_conditions_are_a_batch_axis():
+    data = [several(8, 4, seed) for seed in range(2)]
+    both = jax.vmap(linear_gaussian.fit)(
+        Episodes(*map(np.stack, zip(*data, strict=True)))
+    )
+    alone = linear_gaussian.fit(data[1])
+    assert_close(jax.tree.map(lambda x: x[1], both), alone, rtol=1e-8, atol=1e-10)
+
+
+def test_any_function_of_the_rows_is_a_prior():
+    """The formula of Levine and Abbeel, of x' in place of its change."""
+    data, seen = several(6, 1), []
+    data.valid[:] = True
+    root = np.random.default_rng(3).normal(size=(8, 8))
+    mean, cov, strength = root[0], root @ root.T, 2.5
+    change = np.eye(8)
+    change[5:, :3] = -np.eye(3)  # [x; u; x'] -> [x; u; x' - x]
+
+    def prior(rows: Array, valid: Array) -> NIW:
+        seen.append(rows.shape)
+        scatter = strength * change @ cov @ change.T
+        return NIW(
+            jnp.asarray(change @ mean), jnp.asarray(scatter), jnp.array(strength)
+        )
+
+    found = linear_gaussian.fit(data, prior)
+    assert seen == [(6, 8)]
+    rows = np.concatenate([data.obs, data.action, data.next_obs], axis=2)[:, 0]
+    gap = rows.mean(axis=0) - mean
+    sigma = 6 * np.cov(rows.T, bias=True) + strength * cov
+    sigma = (sigma + 6 * strength / (6 + strength) * np.outer(gap, gap)) / (
+        6 + strength
+    )
+    mu = (6 * rows.mean(axis=0) + strength * mean) / (6 + strength)
+    F = np.linalg.solve(sigma[:5, :5], sigma[:5, 5:]).T
+    rest = sigma[5:, 5:] - F @ sigma[:5, 5:]
+    expected = Dynamics(F[None], (mu[5:] - F @ mu[:5])[None], rest[None])
+    assert_close(found, expected, rtol=1e-8, atol=1e-10)
+
+
+def bent(number: int, seed: int) -> Episodes:
+    """x' = |x| + u / 2, with x on the left at the first step, then on the right."""
+    rng = np.random.default_rng(seed)
+    obs = rng.uniform(0.5, 1.5, (number, 2, 1)) * np.array([-1.0, 1.0])[None, :, None]
+    action = rng.normal(size=(number, 2, 1))
+    valid = np.ones((number, 2), bool)
+    return Episodes(obs, action, np.abs(obs) + action / 2, valid)
+
+
+def test_a_mixture_knows_what_one_gaussian_does_not():
+    """Two rows are too few for three numbers; the cluster that they are of knows."""
+    many, few = bent(200, 0), bent(2, 1)
+    rows, valid = linear_gaussian.rows_of(many)
+    mixture = gaussian_mixture.fit(
+        jax.random.key(0), rows.reshape(-1, 3), valid.ravel(), num_clusters=2
+    )
+    exact = np.array([[[-1.0, 0.5]], [[1.0, 0.5]]])
+    found = linear_gaussian.fit(few, linear_gaussian.mixed(mixture, 1.0))
+    np.testing.assert_allclose(found.F, exact, atol=0.05)
+    np.testing.assert_allclose(found.f, 0, atol=0.05)
+    assert np.abs(fit(few, 1.0).F - exact).max() > 0.3
+
+
+def test_a_model_is_a_prior_where_the_rows_are():
+    """Of strength 1e9 it is all that counts."""
+    model = lambda obs, action: Gaussian(jnp.abs(obs) + action / 2, jnp.full(1, 0.3))
+    cov = np.array([[0.2, 0.05], [0.05, 0.4]])
+    found = linear_gaussian.fit(bent(3, 0), linear_gaussian.linearised(model, cov, 1e9))
+    np.testing.assert_allclose(found.F, [[[-1.0, 0.5]], [[1.0, 0.5]]], atol=1e-6)
+    np.testing.assert_allclose(found.f, 0, atol=1e-6)
+    np.testing.assert_allclose(found.cov, 0.09, rtol=1e-6)
