@@ -33,7 +33,7 @@ FLOORS = (
     },
     {"envs", "planners"},
     {"models", "gradients"},
-    {"policy_gradient", "value_learning", "imitation", "training"},
+    {"policy_gradient", "value_learning", "local_policies", "imitation", "training"},
     {"algorithms"},
     {"experiments.runs"},
     {"experiments.reports"},
@@ -61,6 +61,7 @@ ROWS = {
     "gradients": ("closed_loop", "*", "windows by_name"),
     "policy_gradient": ("actor_critic", "experience", "*"),
     "value_learning": ("parts off_policy", "*", "by_name branching", "validity"),
+    "local_policies": ("controllers", "*"),
     "training": ("checkpoints", "*"),
     "experiments.runs": (
         "renamed faults jax_settings paths *",

@@ -133,7 +133,7 @@ def linearised(
 
     `cov` [O + A, O + A] is how x and u vary there.  (Fu, Levine and Abbeel, "One-shot
     learning of manipulation skills with online dynamics adaptation and neural network
-    priors", 2016, Sec. IV-B.)
+    priors", 2016.)
     """
 
     def prior(rows: Array, valid: Array) -> NIW:
