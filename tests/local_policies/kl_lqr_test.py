@@ -122,7 +122,7 @@ def variation(system: System, old: Controller) -> jax.Array:
 
 def test_the_unit_of_the_cost_makes_no_difference(random_system):
     system, old = random_system(1, HORIZON)
-    many, scale = [], np.array([1.0, 1e-12, 1e-3, 1e3, 1e9])
+    many, scale = [], np.array([1.0, 3e-12, 7e-3, 2e3, 5e9])
     for size in scale:
         costs = {
             x: size * getattr(system.problem, x) for x in ("Q", "S", "R", "q", "r")
@@ -136,19 +136,22 @@ def test_the_unit_of_the_cost_makes_no_difference(random_system):
 
 @pytest.mark.parametrize("form", ["open_loop", "feedback"])
 def test_the_bound_is_on_what_is_executed(form: str, random_system):
-    system, old = random_system(2, HORIZON)
+    """Also for costs that no controller minimises, however small eta is."""
     cov = 0.3 * jnp.eye(2)
     forms = {
         "open_loop": partial(controllers.open_loop, cov=cov),
         "feedback": lambda system, controller: controllers.feedback(controller, cov),
     }
-    old = forms[form](system, old)
-    found = jax.jit(partial(kl_lqr.improve, form=forms[form]))(system, old, 0.2)
-    assert found.status == Status.SOLVED
-    np.testing.assert_allclose(found.kl, 0.2, rtol=0.1)
-    np.testing.assert_array_equal(found.controller.cov, np.stack([cov] * HORIZON))
-    assert bool(found.controller.K.any()) == (form == "feedback")
-    assert found.cost < found.old_cost
+    step = jax.jit(partial(kl_lqr.improve, form=forms[form]))
+    for least, bound in ((0.1, 0.2), (-3.0, 1e4)):
+        system, old = random_system(2, HORIZON, least)
+        found = step(system, forms[form](system, old), bound)
+        assert found.status == Status.SOLVED
+        assert (found.num_indefinite > 0) == (least < 0)
+        np.testing.assert_allclose(found.kl, bound, rtol=0.1)
+        np.testing.assert_array_equal(found.controller.cov, np.stack([cov] * HORIZON))
+        assert bool(found.controller.K.any()) == (form == "feedback")
+        assert found.cost < found.old_cost
 
 
 def test_what_cannot_be_solved_keeps_the_old_controller(random_system):
