@@ -43,6 +43,7 @@ _OWN: dict[str, Callable[[], Env]] = {
     "unicycle": unicycle.make,
     "reacher": reacher.make,
     "point_mass": point_mass.make,
+    "windy_point_mass": point_mass.windy,
     "linear_quadratic": linear_quadratic.make,
     "maze": grid.maze,
     "gridworld": grid.gridworld,

@@ -4,8 +4,12 @@ The double integrator, stepped exactly for a force held over the step (Astrom an
 Wittenmark, "Computer-controlled systems", 1997, Ex. 2.2).  obs (x, y, x_dot, y_dot,
 goal x, goal y), m and m/s; action: the force along x and y, N.
 reward: -|position - goal|^2 - 0.1 |velocity|^2 - 0.01 |action|^2, after the step.
+
+`windy` goes from near one corner to another, and is pushed about on its way: by a wind
+that blows as it does where the mass is when a step begins, and is not observed.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -21,6 +25,9 @@ RANGE = 1.0  # m, starts and goals are uniform within +-
 VELOCITY_COST = 0.1
 ACTION_COST = 0.01
 EPISODE_LENGTH = 100
+CORNER, SPREAD = 0.8, 0.05  # m, of windy starts, and how far around it they are
+WIND = 0.4  # N, the most along x and y
+GUSTS = 3.0  # rad/m, how the wind turns along the way
 
 
 class State(NamedTuple):
@@ -30,8 +37,20 @@ class State(NamedTuple):
 
 
 def make() -> Env:
+    return _make("point_mass", initial, dynamics)
+
+
+def windy() -> Env:
+    return _make("windy_point_mass", windy_initial, windy_dynamics)
+
+
+def _make(
+    name: str,
+    initial: Callable[[Key], State],
+    dynamics: Callable[[State, Array], State],
+) -> Env:
     return simulator.make_env(
-        "point_mass",
+        name,
         initial=initial,
         dynamics=dynamics,
         observe=jnp.concatenate,
@@ -54,6 +73,22 @@ def dynamics(state: State, action: Array) -> State:
         position=state.position + DT * state.velocity + DT**2 / 2 * action,
         velocity=state.velocity + DT * action,
     )
+
+
+def windy_initial(key: Key) -> State:
+    away = jax.random.uniform(key, (2,), minval=-SPREAD, maxval=SPREAD)
+    corner = jnp.full_like(away, CORNER)
+    return State(away - corner, jnp.zeros_like(away), corner)
+
+
+def windy_dynamics(state: State, action: Array) -> State:
+    return dynamics(state, action + wind(state.position))
+
+
+def wind(position: Array) -> Array:
+    """A force [2], N."""
+    x, y = GUSTS * position
+    return WIND * jnp.stack([jnp.sin(y), jnp.cos(x)])
 
 
 def reward(obs: Array, action: Array, next_obs: Array) -> Array:
