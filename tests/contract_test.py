@@ -27,6 +27,7 @@ from mbrl_jax.algorithms import (
     dqn,
     dyna,
     dyna_q,
+    lqr_flm,
     maac,
     mba,
     mbpo,
@@ -160,6 +161,12 @@ ROWS = {
     "dyna_q": Row(
         grid.make("hall", grid.parse("S.\nG.", slip=0.1), episode_length=4),
         dyna_q.Config(interval=6, num_planning=3, kappa=1e-2),
+    ),
+    "lqr_flm": Row(
+        SHORT,
+        lqr_flm.Config(
+            num_episodes=5, num_clusters=2, rows_per_cluster=15, num_remembered=8
+        ),
     ),
     "maac": Row(
         SHORT,
@@ -348,6 +355,7 @@ ENV_STEPS = {  # real steps in STEPS of a row: envs x window x updates, or episo
     "dqn": 5 * STEPS,
     "dyna": 5 * STEPS,
     "dyna_q": 6 * STEPS,
+    "lqr_flm": 5 * 4 * STEPS,
     "maac": 5 * STEPS,
     "mba": 16 * STEPS,
     "mbpo": 5 * STEPS,

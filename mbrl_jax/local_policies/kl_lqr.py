@@ -3,17 +3,19 @@
 The step of Levine and Abbeel, "Learning neural network policies with guided policy
 search under unknown dynamics", 2014:
 
-    minimise the expected cost, such that KL(new || old trajectories) <= max_kl
+    minimise expected cost l - temperature entropy,
+    such that KL(new || old trajectories) <= max_kl
 
-For a dual variable eta the Lagrangian, divided by eta, is the cost
+For a dual variable eta the Lagrangian, divided by eta + temperature, is the cost
 
-    l / eta - log old(u | x)
+    (l - eta log old(u | x)) / (eta + temperature)
 
 less the entropy of the new controller: one backward pass of LQR, whose controller has
-the covariance Quu^-1.  The larger eta, the nearer the old controller; eta is searched
-by geometric means of the ends of a bracket.  Where a Quu is not positive definite eta
-is too small, as where the KL divergence is too large: it becomes the lower end of the
-bracket.  (The set of 1 / eta that have a minimum is an interval from 0 on.)
+the covariance Quu^-1.  (Without a temperature that shrinks from step to step.)  The
+larger eta, the nearer the old controller; eta is searched by geometric means of the
+ends of a bracket.  Where a Quu is not positive definite eta is too small, as where the
+KL divergence is too large: it becomes the lower end of the bracket.  (The set of 1 /
+eta that have a minimum is an interval from 0 on.)
 
 One problem, to be vmapped.  Nothing is raised: see the status.
 """
@@ -65,10 +67,12 @@ def improve(
     max_kl: float | Array,
     *,
     form: Form = lambda system, controller: controller,
+    temperature: float | Array = 0.0,
     num_iterations: int = 50,
 ) -> Improvement:
     """The best controller within `max_kl` nats of `old`, whose covs are definite.
 
+    `temperature` is what a nat of entropy is worth, in units of the cost.
     `form` makes what is executed of the controller that minimises the Lagrangian, such
     as its open loop; it is of that that KL and cost are taken.
 
@@ -89,9 +93,8 @@ def improve(
 
     def attempt(search: _Search) -> _Search:
         lower, upper, eta, best, _ = search
-        new, status = controllers.maximum_entropy(
-            penalised(system.problem, old, eta), 1.0
-        )
+        problem = penalised(system.problem, old, eta, temperature)
+        new, status = controllers.maximum_entropy(problem, 1.0)
         new = form(system, new)
         at = controllers.marginals(system, new)
         kl = controllers.kl(new, old, at).sum()
@@ -144,21 +147,28 @@ def adapted(
     return jnp.where(changed, jnp.clip(size * best, *SIZES), size)
 
 
-def penalised(problem: LQRProblem, old: Controller, eta: float | Array) -> LQRProblem:
-    """With the costs l / eta - log old(u | x), up to a constant."""
+def penalised(
+    problem: LQRProblem,
+    old: Controller,
+    eta: float | Array,
+    temperature: float | Array = 0.0,
+) -> LQRProblem:
+    """The costs (l - eta log old(u | x)) / (eta + temperature), up to a constant."""
+    scale = eta + temperature
     precision, _ = jax.vmap(definite.inverse)(old.cov)
+    precision = eta / scale * precision
     PK = precision @ old.K
     Pk = jnp.einsum("tab,tb->ta", precision, old.k)
     KPK = jnp.swapaxes(old.K, 1, 2) @ PK
     KPk = jnp.einsum("tao,ta->to", old.K, Pk)
     kPk = (old.k * Pk).sum(axis=1)
     return problem._replace(
-        Q=(problem.Q / eta).at[:-1].add(KPK),
-        S=problem.S / eta - PK,
-        R=problem.R / eta + precision,
-        q=(problem.q / eta).at[:-1].add(KPk),
-        r=problem.r / eta - Pk,
-        constant=(problem.constant / eta).at[:-1].add(kPk / 2),
+        Q=(problem.Q / scale).at[:-1].add(KPK),
+        S=problem.S / scale - PK,
+        R=problem.R / scale + precision,
+        q=(problem.q / scale).at[:-1].add(KPk),
+        r=problem.r / scale - Pk,
+        constant=(problem.constant / scale).at[:-1].add(kPk / 2),
     )
 
 

@@ -175,6 +175,29 @@ def test_what_cannot_be_solved_keeps_the_old_controller(random_system):
     assert few.num_iterations == 2
 
 
+def test_a_temperature_keeps_the_entropy(random_system):
+    """Far from the bound: the optimum of cost less entropy.  Near it no derivative of
+    the Lagrangian is left."""
+    system, old = random_system(4, HORIZON)
+    step = jax.jit(partial(kl_lqr.improve, temperature=0.5))
+    far, near = step(system, old, 1e6), step(system, old, 0.1)
+    best, _ = controllers.maximum_entropy(system.problem, 0.5)
+    for x, y in zip(far.controller, best, strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(near.kl, 0.1, rtol=0.1)
+
+    @jax.jit
+    @jax.grad
+    def slope(new: Controller) -> jax.Array:
+        at = controllers.marginals(system, new)
+        entropy = jnp.linalg.slogdet(new.cov)[1].sum() / 2
+        cost = controllers.expected_cost(system.problem, at) - 0.5 * entropy
+        return cost + near.eta * controllers.kl(new, old, at).sum()
+
+    for x in slope(near.controller):
+        np.testing.assert_allclose(x, 0, atol=1e-7)
+
+
 def test_steps_are_as_large_as_predictions_are_right():
     """The maximum of predicted s - (predicted - actual) s^2, within a factor."""
     size = lambda *args: float(kl_lqr.adapted(*args))
