@@ -32,6 +32,7 @@ import jax.numpy as jnp
 from mbrl_jax import gathering
 from mbrl_jax.envs import simulator
 from mbrl_jax.gathering import Counters
+from mbrl_jax.gradients import pathwise
 from mbrl_jax.local_policies import controllers, kl_lqr, local_system
 from mbrl_jax.local_policies.controllers import Controller, System
 from mbrl_jax.models import gaussian_mixture, linear_gaussian
@@ -201,9 +202,16 @@ def _start(episodes: Episodes) -> Belief:
 def _validate(env: Env, config: Config) -> Callable[[Array, Array, Array], Array]:
     """The reward of `env`."""
     checks.continuous(env)
-    if env.reward is None:
+    reward = env.reward
+    if reward is None:
         raise ValueError(
             f"only the simulator of {env.name} knows its reward, which lqr_flm expands"
+        )
+    obs, action = jnp.zeros(env.obs_size), jnp.zeros(env.action_size)
+    if not pathwise.varies(lambda z: reward(*z), (obs, action, obs)):
+        raise ValueError(
+            f"the reward of {env.name} does not change with what is seen and done, or "
+            "only by jumps: lqr_flm has nothing to expand"
         )
     checks.one_of(config, "controller", _FORMS)
     checks.one_of(config, "prior", ("mixture", "none"))
@@ -223,4 +231,4 @@ def _validate(env: Env, config: Config) -> Callable[[Array, Array, Array], Array
             f"prior 'none': there are {env.obs_size} observations and "
             f"{env.action_size} actions to fit"
         )
-    return env.reward
+    return reward

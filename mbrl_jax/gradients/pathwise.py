@@ -4,6 +4,7 @@
 says at once where there is no gradient through a simulator at all.
 """
 
+from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any
 
@@ -111,6 +112,25 @@ def _policy_gradient(
     return jax.lax.scan(add, zeros, (jnp.arange(len(pulls)), obs, pulls))[0]
 
 
+def varies(function: Callable[..., Array], by: PyTree, *others: PyTree) -> bool:
+    """Whether the derivative of function(by, *others) with respect to `by` is anything
+    but exactly 0.  It is traced, but neither compiled nor run."""
+
+    def tangent(by: PyTree, direction: PyTree, *others: PyTree) -> Array:
+        along = lambda by: function(by, *others)
+        return jax.jvp(along, (by,), (direction,))[1]
+
+    jaxpr, size = (
+        jax.make_jaxpr(tangent)(by, by, *others).jaxpr,
+        len(jax.tree.leaves(by)),
+    )
+    moved = {*jaxpr.invars[size : 2 * size]}
+    for equation in jaxpr.eqns:
+        if any(x in moved for x in equation.invars if not isinstance(x, Literal)):
+            moved |= {*equation.outvars}
+    return bool({x for x in jaxpr.outvars if not isinstance(x, Literal)} & moved)
+
+
 @lru_cache(maxsize=16)
 def check(env: Env) -> None:
     """Raises ValueError if there is no gradient through the simulator `env`.
@@ -127,18 +147,9 @@ def check(env: Env) -> None:
 
         return jax.lax.scan(step, state, length=2)[1].sum()
 
-    def tangent(action: Array, direction: Array, state: EnvState) -> Array:
-        along = lambda action: total(action, state)
-        return jax.jvp(along, (action,), (direction,))[1]
-
     state = jax.eval_shape(env.reset, jax.random.key(0))
     action = jnp.zeros(env.action_size, state.obs.dtype)
-    jaxpr = jax.make_jaxpr(tangent)(action, action, state).jaxpr
-    moved = {jaxpr.invars[1]}
-    for equation in jaxpr.eqns:
-        if any(x in moved for x in equation.invars if not isinstance(x, Literal)):
-            moved |= {*equation.outvars}
-    if not {x for x in jaxpr.outvars if not isinstance(x, Literal)} & moved:
+    if not varies(total, action, state):
         raise ValueError(
             f"the gradient of the return of {env.name} is exactly 0: its reward does "
             "not change with the actions, or only by jumps.  Give it a reward that "

@@ -231,6 +231,8 @@ def test_refusals():
     refused("num_clusters is 0, must be at least 1", num_clusters=0)
     blind = envs.make("pendulum_no_velocity")
     refused("simulator of pendulum_no_velocity knows its reward", blind)
+    constant = envs.make("cartpole_balance")
+    refused("reward of cartpole_balance does not change with what is seen", constant)
     refused("the actions of cartpole are discrete", envs.make("cartpole"))
     short = simulator.time_limit(ENV, 4)
     refused("horizon is 8, more than the 4 steps", short)

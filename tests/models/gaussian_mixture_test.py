@@ -95,6 +95,10 @@ def test_rows_that_are_not_valid_and_units_make_no_difference():
         plain,
         fit(KEY, spoiled, valid, num_clusters=3),
     )
+    one, alone = (
+        fit(KEY, *x, num_clusters=1) for x in ((rows, valid), (rows[:150], valid[:150]))
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), one, alone)
     scale = np.array([1e-9, 1e6])
     scaled = fit(KEY, scale * rows, valid, num_clusters=3)
     np.testing.assert_allclose(scaled.mean / scale[None], plain.mean, rtol=1e-5)
