@@ -16,7 +16,7 @@ from mbrl_jax.gradients import closed_loop
 from mbrl_jax.gradients.closed_loop import DynamicalSystem, ExpectedReturn
 from mbrl_jax.types import Array, Gaussian, Key, Params, PyTree
 
-JITTER = 1e-6  # of the covariance, by the largest variance
+JITTER = 1e-6  # of the correlations
 
 
 def system(
@@ -70,10 +70,14 @@ def gaussian(key: Key, particles: Array) -> Array:
     """As many from the Gaussian with the mean and covariance of `particles` [P, O]."""
     mean = particles.mean(axis=0)
     away = particles - mean[None]
-    cov = away.T @ away / (len(particles) - 1)
-    least = jnp.maximum(jnp.diag(cov).max(), jnp.finfo(cov.dtype).eps)
-    eye = jnp.eye(len(cov), dtype=cov.dtype)
-    root = jnp.linalg.cholesky(cov + JITTER * least * eye)
+    # of correlations, whose jitter is none to an entry that hardly varies, beside an
+    # angle that has turned over and over
+    var = jnp.square(away).mean(axis=0)
+    std = jnp.sqrt(jnp.maximum(var, jnp.finfo(var.dtype).tiny))
+    scaled = away / std[None]
+    correlation = scaled.T @ scaled / (len(particles) - 1)
+    eye = jnp.eye(len(correlation), dtype=correlation.dtype)
+    root = std[:, None] * jnp.linalg.cholesky(correlation + JITTER * eye)
     noise = jax.random.normal(key, particles.shape, particles.dtype)
     return mean[None] + noise @ root.T
 

@@ -46,6 +46,20 @@ def test_a_gaussian_of_what_does_not_vary() -> None:
     np.testing.assert_allclose(same, 1, atol=1e-6)
 
 
+def test_an_entry_that_hardly_varies_beside_one_that_does() -> None:
+    """In float32.  And what it is drawn from has a gradient, as if each were alone."""
+    noise = np.random.default_rng(0).normal(size=(500, 2)) @ [[1.0, 0.6], [0, 0.8]]
+    scales = jnp.array([1e-3, 1e3], jnp.float32)
+
+    def spread(scales: Array) -> Array:
+        return swarm.gaussian(KEY, scales[None] * noise.astype(np.float32)).std(axis=0)
+
+    np.testing.assert_allclose(spread(scales), scales, rtol=0.1)
+    slopes = jax.jacobian(spread)(scales)
+    np.testing.assert_allclose(jnp.diag(slopes), 1, rtol=0.1)
+    np.testing.assert_allclose(slopes[0, 1] * scales[1] / scales[0], 0, atol=0.01)
+
+
 def test_particles_keep_their_numbers_unless_they_are_redrawn() -> None:
     system, action = moving(resample=False), jnp.full((4, 1), 0.5)
     state = system.reset(KEY)
