@@ -10,7 +10,8 @@
             which it keeps
             H times: move them, and draw as many anew from the Gaussian with their
             moments (not if `resample` is off)
-            step the policy along the gradient of their mean return
+            step the policy along the gradient of the return that a Gaussian with their
+            moments expects at each step (their mean return, without `expected_reward`)
 
 Deviations, after Higuera et al., 2018, "Synthesizing neural network controllers with
 probabilistic model-based reinforcement learning": more particles, and a gradient that
@@ -44,8 +45,11 @@ class Config:
     spread: float = 1.0  # of their centres around the start: the std of each entry
     num_particles: int = 100  # P
     resample: bool = True  # particles are drawn anew from a Gaussian at each step
+    # the reward of a step: expected of a Gaussian with the particles' moments, as
+    # PILCO's, or else the mean of theirs
+    expected_reward: bool = True
     num_updates: int = 500  # of the policy, after each episode
-    learning_rate: float = 1e-2  # of Adam
+    learning_rate: float = 3e-2  # of Adam, at first
     max_norm: float = 1.0  # of the gradient, above which it is scaled down
     segment: int = 0  # rematerialise, keeping every so many-th state; 0: keep all
     model: bnn.Config = bnn.Config(
@@ -77,6 +81,9 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
             config.num_particles,
             config.resample,
         )
+        if config.expected_reward:
+            expected = lambda obs, action, new: belief.reward(*swarm.moments(new))
+            system = system._replace(reward=expected)
         horizon = config.horizon or env.episode_length
         problem = ExpectedReturn(system, actor, horizon, segment=config.segment)
         return swarm.pathwise(problem, key, ready)

@@ -20,9 +20,10 @@ by one of these estimators, all from `gradients`:
     gaussian_resampling  pathwise, the particles replaced at each step by as many from
                          the Gaussian with their moments
 
-Deviations: Adam begins anew after each trial; the variances of `total_propagation` are
-those with respect to the weights of the basis functions, not the targets; the centres
-of a policy begin apart from each other (`spread`).  All is float64, as for PILCO.
+Deviations: Adam begins anew after each trial, and its learning rate falls; the
+variances of `total_propagation` are those with respect to the weights of the basis
+functions, not the targets; the centres of a policy begin apart from each other
+(`spread`).  All is float64, as for PILCO.
 """
 
 import dataclasses
@@ -53,7 +54,7 @@ class Config:
     estimator: str = "total_propagation"  # or one of the others above
     num_particles: int = 300  # P
     num_updates: int = 250  # of the policy, after each episode
-    learning_rate: float = 1e-2  # of Adam
+    learning_rate: float = 1e-2  # of Adam, at first
     max_norm: float = 1.0  # of the gradient, above which it is scaled down
     segment: int = 0  # rematerialise, keeping every so many-th state; 0: keep all
     model: gaussian_process.Config = gaussian_process.Config()

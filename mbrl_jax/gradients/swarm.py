@@ -66,6 +66,13 @@ def of_members(
     return system(first, draw, reward, num_particles, resample)
 
 
+def moments(particles: Array) -> tuple[Array, Array]:
+    """The mean [O] and the covariance [O, O] of particles [P, O]."""
+    mean = particles.mean(axis=0)
+    away = particles - mean[None]
+    return mean, away.T @ away / (len(particles) - 1)
+
+
 def gaussian(key: Key, particles: Array) -> Array:
     """As many from the Gaussian with the mean and covariance of `particles` [P, O]."""
     mean = particles.mean(axis=0)

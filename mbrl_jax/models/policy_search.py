@@ -91,8 +91,10 @@ def of_particles(
     # respect to that, and the return
 ) -> Algorithm:
     """The loop, improving by Adam, begun anew after each trial, on gradients scaled
-    down to `max_norm`."""
-    optimizer = optimizers.clipped_adam(config.learning_rate, config.max_norm)
+    down to `max_norm`; the learning rate falls linearly, to a hundredth."""
+    optimizer = optimizers.clipped_adam(
+        config.learning_rate, config.max_norm, decay_steps=config.num_updates
+    )
 
     def improve(key: Key, state: PyTree, params: Params) -> tuple[Params, Metrics]:
         def update(carry: tuple, key: Key) -> tuple[tuple, tuple[Array, Array]]:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mbrl_jax import envs
+from mbrl_jax import envs, optimizers
 from mbrl_jax.algorithms import deep_pilco
 from mbrl_jax.envs import simulator
 from mbrl_jax.gradients import swarm
@@ -64,7 +64,8 @@ def test_a_particle_keeps_its_network_all_along(
     monkeypatch: pytest.MonkeyPatch, horizon: int
 ) -> None:
     drifting(monkeypatch)
-    settings: dict = {"horizon": horizon, "resample": False}
+    settings: dict = {"resample": False, "expected_reward": False}
+    settings["horizon"] = horizon
     members = np.arange(P) / 10
     expected = sum(earned(members * t) for t in range(1, (horizon or 4) + 1))
     metrics = improvement(at_rest(), **settings)
@@ -77,10 +78,25 @@ def test_particles_are_redrawn_at_every_step(
 ) -> None:
     drifting(monkeypatch)
     monkeypatch.setattr(swarm, "gaussian", lambda key, particles: 1 + 0 * particles)
-    metrics = improvement(at_rest(), resample=resample)
+    settings = {"resample": resample, "expected_reward": False}
+    metrics = improvement(at_rest(), **settings)
     still = sum(earned(np.arange(P) / 10 * t) for t in range(1, 5))
     expected = 0.0 if resample else still
     assert metrics["imagined/return"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_reward_is_what_a_gaussian_with_the_particles_moments_expects(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The integral of 1 - exp(-(x - 1)^2 / (2 w^2)) over a normal x, w = 0.5."""
+    drifting(monkeypatch)
+    metrics = improvement(at_rest(), resample=False)
+    expected = 0.0
+    for time in range(1, 5):
+        x = np.arange(P) / 10 * time
+        wide = 0.5**2 + x.var(ddof=1)
+        expected += np.exp(-((x.mean() - 1) ** 2) / (2 * wide)) * 0.5 / wide**0.5 - 1
+    assert metrics["imagined/return"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_every_update_draws_masks_and_starts_anew(
@@ -101,6 +117,24 @@ def test_every_update_draws_masks_and_starts_anew(
     assert first.shape == (P, 8)
     assert (first[0] != first[1]).any()
     assert (first != second).any()
+
+
+def test_the_optimizer_is_that_of_the_configuration(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its learning rate falls over the updates of a trial."""
+    asked: list = []
+
+    def clipped_adam(*args: float, **options: Any) -> Any:
+        asked.append((*args, options))
+        return original(*args, **options)
+
+    original = optimizers.clipped_adam
+    monkeypatch.setattr(optimizers, "clipped_adam", clipped_adam)
+    settings = {"learning_rate": 0.2, "max_norm": 3.0, "num_updates": 7}
+    config = deep_pilco.Config(capacity=20, **settings)
+    deep_pilco.make(mass.make(), config)
+    assert asked == [(0.2, 3.0, {"decay_steps": 7})]
 
 
 @pytest.mark.slow
