@@ -34,10 +34,7 @@ RESULTS = Path(__file__).parent / "results" / "random_systems.json"
 FIRST_SEED, NUM_RUNS, NUM_TRIALS = 10, 50, 3
 SIZES = ((1, 1), (2, 1), (3, 2))  # states and controls, in turn: a program for each
 EPISODE_LENGTH = 20
-LEAST_RADIUS, LARGEST_RADIUS = (
-    0.7,
-    1.2,
-)  # of A: the largest eigenvalue, unstable above 1
+LEAST_RADIUS, LARGEST_RADIUS = 0.7, 1.2  # of A: its eigenvalues; unstable above 1
 BEND = 0.1  # of the nonlinear part
 START_STD, WIDTH = 0.1, 1.0  # of the first state, and of the cost around 0
 NUM_ROWS = NUM_TRIALS * EPISODE_LENGTH

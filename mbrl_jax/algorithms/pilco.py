@@ -71,15 +71,7 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
             "gradient/norm": found.gradient_norm,
         }
 
-    return policy_search.make(
-        env,
-        model,
-        made.init,
-        partial(moment_policies.as_policy, made),
-        improve,
-        capacity=config.capacity,
-        num_random_episodes=config.num_random_episodes,
-    )
+    return policy_search.make(env, config, model, made, improve)
 
 
 def _validate(env: Env, config: Config) -> None:

@@ -120,10 +120,8 @@ def varies(function: Callable[..., Array], by: PyTree, *others: PyTree) -> bool:
         along = lambda by: function(by, *others)
         return jax.jvp(along, (by,), (direction,))[1]
 
-    jaxpr, size = (
-        jax.make_jaxpr(tangent)(by, by, *others).jaxpr,
-        len(jax.tree.leaves(by)),
-    )
+    jaxpr = jax.make_jaxpr(tangent)(by, by, *others).jaxpr
+    size = len(jax.tree.leaves(by))
     moved = {*jaxpr.invars[size : 2 * size]}
     for equation in jaxpr.eqns:
         if any(x in moved for x in equation.invars if not isinstance(x, Literal)):

@@ -81,8 +81,7 @@ def gaussian(key: Key, particles: Array) -> Array:
     # angle that has turned over and over
     var = jnp.square(away).mean(axis=0)
     std = jnp.sqrt(jnp.maximum(var, jnp.finfo(var.dtype).tiny))
-    scaled = away / std[None]
-    correlation = scaled.T @ scaled / (len(particles) - 1)
+    _, correlation = moments(away / std[None])
     eye = jnp.eye(len(correlation), dtype=correlation.dtype)
     root = std[:, None] * jnp.linalg.cholesky(correlation + JITTER * eye)
     noise = jax.random.normal(key, particles.shape, particles.dtype)

@@ -26,7 +26,6 @@ from mbrl_jax.types import (
     Metrics,
     Model,
     Params,
-    Policy,
     PyTree,
 )
 
@@ -44,26 +43,21 @@ Improve = Callable[[Key, PyTree, Params], tuple[Params, Metrics]]
 
 
 def make(
-    env: Env,
-    model: Model,
-    init_params: Callable[[Key], Params],
-    policy: Callable[[Params], Policy],
-    improve: Improve,
-    *,
-    capacity: int,
-    num_random_episodes: int,
+    env: Env, config: Any, model: Model, made: MomentPolicy, improve: Improve
 ) -> Algorithm:
-    """The loop.  `improve` is first called after `num_random_episodes`."""
+    """The loop.  `improve` is first called after `num_random_episodes` of `config`,
+    which has a `capacity`, too."""
+    policy = partial(moment_policies.as_policy, made)
 
     def init(key: Key) -> State:
         model_key, params_key = jax.random.split(key)
-        data = replay.init(env.obs_size, env.action_size, capacity)
+        data = replay.init(env.obs_size, env.action_size, config.capacity)
         zero = jnp.zeros((), jnp.int32)
-        return State(model.init(model_key), data, init_params(params_key), zero, zero)
+        return State(model.init(model_key), data, made.init(params_key), zero, zero)
 
     def step(key: Key, state: State) -> tuple[State, Metrics]:
         episode_key, fit_key, improve_key = jax.random.split(key, 3)
-        at_random = state.num_episodes < num_random_episodes
+        at_random = state.num_episodes < config.num_random_episodes
         acting = policies.switch(at_random, policies.uniform(env), policy(state.params))
         keys = episode_key, fit_key
         state, metrics = aggregation.trial(keys, env, acting, model, state)
@@ -71,7 +65,7 @@ def make(
         blank = jax.eval_shape(improve, *args)[1]
         nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), blank)
         params, found = jax.lax.cond(
-            state.num_episodes >= num_random_episodes,
+            state.num_episodes >= config.num_random_episodes,
             lambda: improve(*args),
             lambda: (state.params, nothing),
         )
@@ -113,15 +107,7 @@ def of_particles(
             "gradient/skipped_updates": opt_state.num_skipped,
         }
 
-    return make(
-        env,
-        model,
-        made.init,
-        partial(moment_policies.as_policy, made),
-        improve,
-        capacity=config.capacity,
-        num_random_episodes=config.num_random_episodes,
-    )
+    return make(env, config, model, made, improve)
 
 
 def validate(model_config: Any, method: str) -> None:

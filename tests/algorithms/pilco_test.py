@@ -172,17 +172,15 @@ def test_the_first_episodes_are_random_and_teach_no_policy(
     blank = gaussian_process.make(2, 1, MODEL)
     loop = policy_search.make(
         ENV,
+        pilco.Config(capacity=20, num_random_episodes=2),
         blank._replace(fit=lambda key, state, data: (state + 1, {})),
-        lambda key: jnp.zeros(()),
-        lambda params: moment_policies.as_policy(
-            moment_policies.MomentPolicy(
-                None, lambda p: p, lambda p, obs: p[None] / 10, None
-            ),
-            params,
+        moment_policies.MomentPolicy(
+            lambda key: jnp.zeros(()),
+            lambda p: p,
+            lambda p, obs: p[None] / 10,
+            None,
         ),
         improve,
-        capacity=20,
-        num_random_episodes=2,
     )
     state, actions, params = loop.init(jax.random.key(0)), [], []
     state = state._replace(model=jnp.zeros(()))

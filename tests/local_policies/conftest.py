@@ -9,7 +9,7 @@ import pytest
 
 from mbrl_jax.local_policies.controllers import Controller, System
 from mbrl_jax.planners.lqg import Belief
-from mbrl_jax.planners.lqr import LQRProblem
+from tests import lqr_problems
 
 
 @pytest.fixture
@@ -28,17 +28,7 @@ def _random_system(
         return root @ root.transpose(0, 2, 1) + least * np.eye(size)
 
     costs = definite(horizon + 1, O + A, least)
-    problem = LQRProblem(
-        A=rng.normal(size=(horizon, O, O)) / np.sqrt(O),
-        B=rng.normal(size=(horizon, O, A)),
-        c=rng.normal(size=(horizon, O)),
-        Q=costs[:, :O, :O],
-        S=costs[:-1, O:, :O],
-        R=costs[:-1, O:, O:],
-        q=rng.normal(size=(horizon + 1, O)),
-        r=rng.normal(size=(horizon, A)),
-        constant=rng.normal(size=horizon + 1),
-    )
+    problem = lqr_problems.drawn(rng, costs, O, A)
     start = Belief(rng.normal(size=O), definite(1, O, 0.1)[0])
     system = System(problem, 0.1 * definite(horizon, O, 0.1), start)
     controller = Controller(

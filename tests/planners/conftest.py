@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from mbrl_jax.planners.lqr import LQRProblem
+from tests import lqr_problems
 
 
 @pytest.fixture
@@ -21,15 +22,4 @@ def _random_problem(seed: int, horizon: int, O: int = 3, A: int = 2) -> LQRProbl
     rng = np.random.default_rng(seed)
     root = rng.normal(size=(horizon + 1, O + A, O + A))
     costs = root @ root.transpose(0, 2, 1) + 0.1 * np.eye(O + A)
-    problem = LQRProblem(
-        A=rng.normal(size=(horizon, O, O)) / np.sqrt(O),
-        B=rng.normal(size=(horizon, O, A)),
-        c=rng.normal(size=(horizon, O)),
-        Q=costs[:, :O, :O],
-        S=costs[:-1, O:, :O],
-        R=costs[:-1, O:, O:],
-        q=rng.normal(size=(horizon + 1, O)),
-        r=rng.normal(size=(horizon, A)),
-        constant=rng.normal(size=horizon + 1),
-    )
-    return jax.tree.map(jnp.asarray, problem)
+    return jax.tree.map(jnp.asarray, lqr_problems.drawn(rng, costs, O, A))
