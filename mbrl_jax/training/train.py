@@ -238,39 +238,59 @@ def _over_devices(
     if side_by_side is None:
         side_by_side = devices[0].platform != "cpu"
     each: Any = jax.vmap if side_by_side else lambda one: partial(jax.lax.map, one)
-    num_missing = -num_runs % len(devices)
+    num_on_each = -(-num_runs // len(devices))
+    filled = num_on_each * len(devices) > num_runs
     mesh, runs = Mesh(np.asarray(devices), "run"), PartitionSpec("run")
-    where = NamedSharding(mesh, PartitionSpec() if num_missing else runs)
+    where = NamedSharding(mesh, PartitionSpec() if filled else runs)
 
-    def fill(x: Array) -> Array:
-        return jnp.concatenate([x, jnp.repeat(x[-1:], num_missing, axis=0)])
+    def own(x: Array) -> Array:
+        first = num_on_each * jax.lax.axis_index("run")
+        return x[jnp.minimum(first + jnp.arange(num_on_each), num_runs - 1)]
 
     def jit(function: Callable[..., PyTree], **options: Any) -> Callable[..., PyTree]:
         def on_device(varied: PyTree, key: Key, i: Array, state: PyTree) -> PyTree:
             one = lambda x: function(x[0], x[1], i, x[2])
-            return each(one)((varied, key, state))
+            given = varied, key, state
+            return each(one)(jax.tree.map(own, given) if filled else given)
 
+        given = PartitionSpec() if filled else runs
         sharded = jax.shard_map(
             on_device,
             mesh=mesh,
-            in_specs=(runs, runs, PartitionSpec(), runs),
+            in_specs=(given, given, PartitionSpec(), given),
             out_specs=runs,
             check_vma=False,  # nothing goes from one device to another
         )
-
-        def filled(varied: PyTree, key: Key, i: Array, state: PyTree) -> PyTree:
-            varied, key, state = jax.tree.map(fill, (varied, key, state))
-            results = sharded(varied, key, i, state)
-            return jax.tree.map(lambda x: x[:num_runs], results)
-
-        return jax.jit(
-            filled if num_missing else sharded,
-            in_shardings=(where, where, None, where),
-            out_shardings=where,
-            **options,
+        shardings = where, where, None, where
+        if not filled:
+            return jax.jit(
+                sharded, in_shardings=shardings, out_shardings=where, **options
+            )
+        first = lambda results: jax.tree.map(lambda x: x[:num_runs], results)
+        return _Gathered(
+            jax.jit(sharded, in_shardings=shardings),
+            jax.jit(first, out_shardings=where),
         )
 
     return jit, lambda state: jax.device_put(state, where)
+
+
+class _Gathered(NamedTuple):
+    """A jitted function, and another that gathers its results from all devices, once
+    each of them has its own: within one program a device waits for the others, and XLA
+    ends the process if that takes 40 seconds."""
+
+    function: Any
+    gather: Callable[[PyTree], PyTree]
+
+    def __call__(self, *args: Any) -> PyTree:
+        return self.gather(jax.block_until_ready(self.function(*args)))
+
+    def lower(self, *args: Any) -> Any:
+        return self.function.lower(*args)
+
+    def trace(self, *args: Any) -> Any:
+        return self.function.trace(*args)
 
 
 def _num_non_finite(tree: PyTree) -> Array:

@@ -399,6 +399,10 @@ for num_seeds in (8, 6, 3):
     assert len(devices) == min(4, num_seeds)
     assert result.episodes.valid.shape[0] == num_seeds
     print(np.asarray(result.state.weights).tolist())
+key = t.train.seeds(0, 3)
+loop = t.train.build(key, t.toy(), t.toy_env(), devices=jax.devices()[:2])
+program = loop.step.func.lower(*loop.step.args, key, 0, loop.init(key)).compile()
+assert "all-" not in program.as_text()  # no device waits for another within a step
 """
 
 
