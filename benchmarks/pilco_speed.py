@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags, logging
 
-from benchmarks import peer_pilco, peers, random_systems, timing
+from benchmarks import peer_pilco, peers, random_systems
 from experiments.runs import jax_settings, run_folder
 from mbrl_jax import moment_policies
 from mbrl_jax.gradients import beliefs
@@ -40,7 +40,6 @@ FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "results" / "pilco_speed.json"
 ROWS, NUM_REPEATS = (100, 200), 5
 MEMORY_HORIZON, NUM_POLICIES = 40, 16
-Row = dict[str, float]
 Call = Callable[[], Any]
 
 
@@ -64,27 +63,14 @@ def main(argv: Sequence[str]) -> None:
 
 
 def compare(peer: peers.Peer, case: str, num_rows: int) -> dict[str, Any]:
-    peer.ask(f"{case}/{num_rows}")
-    theirs, call = peer.answer()["found"], ours(case, num_rows)
-    if case != "rollout":  # whose squashing differs
-        agree(call(), theirs)
-    peer.answer()  # the first turn compiled
-    rows = []
-    for _ in range(NUM_REPEATS):
-        peer.ask(f"{case}/{num_rows}")
-        rows.append((peer.answer(), timed(call, peer_pilco.CALLS[case])))
-    middle = lambda values: statistics.median(list(values))
-    return {
-        "ratio": middle(y["cpu"] / x["cpu"] for x, y in rows),
-        "ours": middle(y["cpu"] for _, y in rows),
-        "theirs": middle(x["cpu"] for x, _ in rows),
-        "rows": {"ours": [y for _, y in rows], "theirs": [x for x, _ in rows]},
-    }
+    call = ours(case, num_rows)
 
+    def check(theirs: Any) -> None:
+        if case != "rollout":  # whose squashing differs
+            agree(call(), theirs)
 
-def timed(call: Call, num_calls: int) -> Row:
-    cpu, wall = timing.time_calls(call, num_calls)
-    return {"cpu": cpu, "wall": wall}
+    line, num_calls = f"{case}/{num_rows}", peer_pilco.CALLS[case]
+    return peers.in_turn(peer, line, call, num_calls, NUM_REPEATS, check)
 
 
 def agree(found: moments.Moments, theirs: Sequence[Any]) -> None:
@@ -163,7 +149,9 @@ def policies() -> dict[str, float]:
         compiled(*gradient(ROWS[0], peer_pilco.HORIZON, number))
         for number in (0, NUM_POLICIES)
     )
-    rows = [(timed(alone, 3), timed(together, 1)) for _ in range(NUM_REPEATS)]
+    rows = [
+        (peers.timed(alone, 3), peers.timed(together, 1)) for _ in range(NUM_REPEATS)
+    ]
     times = lambda clock: statistics.median(y[clock] / x[clock] for x, y in rows)
     return {"number": NUM_POLICIES, "times": times("cpu"), "times_wall": times("wall")}
 

@@ -247,7 +247,7 @@ def _over_devices(
         first = num_on_each * jax.lax.axis_index("run")
         return x[jnp.minimum(first + jnp.arange(num_on_each), num_runs - 1)]
 
-    def jit(function: Callable[..., PyTree], **options: Any) -> Callable[..., PyTree]:
+    def jit(function: Callable[..., PyTree], **options: Any) -> Any:
         def on_device(varied: PyTree, key: Key, i: Array, state: PyTree) -> PyTree:
             one = lambda x: function(x[0], x[1], i, x[2])
             given = varied, key, state
