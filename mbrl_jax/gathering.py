@@ -61,7 +61,7 @@ def window_gatherer(env: Env, num_envs: int, num_steps: int) -> Gatherer:
             f"{env.name} steps outside jax, one at a time: num_envs is {num_envs}, "
             "must be 1"
         )
-    each = _over(env)
+    each = over(env)
 
     def init(key: Key, policy: Policy) -> ParallelEnvs:
         keys = jax.random.split(key, num_envs)
@@ -100,7 +100,7 @@ def episode_gatherer(env: Env, num_envs: int) -> Gatherer:
 
     def gather(key: Key, policy: Policy, parallel: PyTree) -> Gathered:
         keys = jax.random.split(key, num_envs)
-        steps, valid = _over(env)(lambda key: rollout.episode(key, env, policy), keys)
+        steps, valid = over(env)(lambda key: rollout.episode(key, env, policy), keys)
         ended = valid & ~jnp.pad(valid[:, 1:], ((0, 0), (0, 1)))
         memory = jax.vmap(lambda key: policy.init())(keys)
         _, returns = jax.vmap(_returns)(jnp.zeros(num_envs), steps)
@@ -139,7 +139,7 @@ def report(counters: Counters, so_far: Array) -> Metrics:
     }
 
 
-def _over(env: Env) -> Callable[[Callable[[PyTree], PyTree], PyTree], PyTree]:
+def over(env: Env) -> Callable[[Callable[[PyTree], PyTree], PyTree], PyTree]:
     """Maps over environments: at once, or one after the other outside jax."""
     return jax.lax.map if env.host else lambda f, xs: jax.vmap(f)(xs)
 

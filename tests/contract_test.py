@@ -42,6 +42,7 @@ from mbrl_jax.algorithms import (
     pets,
     pilco,
     pipps,
+    power,
     ppo,
     reinforce,
     sac,
@@ -282,6 +283,18 @@ ROWS = {
             model=gaussian_process.Config(max_exact=8, max_evaluations=4, max_snr=10.0),
         ),
     ),
+    "power": Row(
+        SHORT,
+        power.Config(
+            positions=(0, 1),
+            velocities=(2, 3),
+            goal=(0.5, -0.5),
+            num_basis=3,
+            num_rollouts=3,
+            num_remembered=7,
+            num_elites=3,
+        ),
+    ),
     "ppo": Row(
         SHORT,
         ppo.Config(
@@ -371,6 +384,7 @@ ENV_STEPS = {  # real steps in STEPS of a row: envs x window x updates, or episo
     "pets": 4 * STEPS,
     "pilco": 4 * STEPS,
     "pipps": 4 * STEPS,
+    "power": 3 * 4 * STEPS,
     "ppo": 3 * 5 * STEPS,
     "reinforce": 3 * 4 * STEPS,
     "sac": 5 * STEPS,
