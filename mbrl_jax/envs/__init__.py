@@ -44,6 +44,7 @@ _OWN: dict[str, Callable[[], Env]] = {
     "reacher": reacher.make,
     "point_mass": point_mass.make,
     "windy_point_mass": point_mass.windy,
+    "turned_point_mass": point_mass.turned,
     "linear_quadratic": linear_quadratic.make,
     "maze": grid.maze,
     "gridworld": grid.gridworld,

@@ -7,6 +7,9 @@ reward: -|position - goal|^2 - 0.1 |velocity|^2 - 0.01 |action|^2, after the ste
 
 `windy` goes from near one corner to another, and is pushed about on its way: by a wind
 that blows as it does where the mass is when a step begins, and is not observed.
+`turned` goes from near any of the four corners to the opposite one, and its thrusters
+are turned against the axes, by a quarter clockwise from goal to goal anticlockwise:
+what is right from one corner is wrong from the next.
 """
 
 from collections.abc import Callable
@@ -42,6 +45,10 @@ def make() -> Env:
 
 def windy() -> Env:
     return _make("windy_point_mass", windy_initial, windy_dynamics)
+
+
+def turned() -> Env:
+    return _make("turned_point_mass", turned_initial, turned_dynamics)
 
 
 def _make(
@@ -83,6 +90,22 @@ def windy_initial(key: Key) -> State:
 
 def windy_dynamics(state: State, action: Array) -> State:
     return dynamics(state, action + wind(state.position))
+
+
+def turned_initial(key: Key) -> State:
+    corner_key, away_key = jax.random.split(key)
+    away = jax.random.uniform(away_key, (2,), minval=-SPREAD, maxval=SPREAD)
+    corner = CORNER * jax.random.rademacher(corner_key, (2,), away.dtype)
+    return State(away - corner, jnp.zeros_like(away), corner)
+
+
+def turned_dynamics(state: State, action: Array) -> State:
+    """To the goal at (1, 1) they push along the axes."""
+    x, y = state.goal / CORNER
+    cos, sin = (x + y) / 2, (x - y) / 2
+    along, across = action
+    force = jnp.stack([cos * along - sin * across, sin * along + cos * across])
+    return dynamics(state, force)
 
 
 def wind(position: Array) -> Array:

@@ -9,11 +9,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mbrl_jax.ops import definite, normalize
+from mbrl_jax.ops import clusters, definite, normalize
 from mbrl_jax.ops.floats import floats
 from mbrl_jax.types import Array, Key
-
-FAR = 1e30  # squared distance from no centre at all
 
 
 class Mixture(NamedTuple):
@@ -61,7 +59,7 @@ def fit(
 
     covs = jnp.tile((rows.T @ rows / num_rows + ridge)[None], (num_clusters, 1, 1))
     log_weight = jnp.where(used, -jnp.log(used.sum()), -jnp.inf).astype(rows.dtype)
-    start = Mixture(log_weight, _apart(key, rows, valid, num_clusters), covs)
+    start = Mixture(log_weight, clusters.apart(key, rows, valid, num_clusters), covs)
     found, _ = jax.lax.scan(improve, start, length=num_iterations)
     return Mixture(
         found.log_weight,
@@ -99,16 +97,3 @@ def _joint_log_density(mixture: Mixture, rows: Array) -> Array:
     distance = jnp.einsum("nki,kij,nkj->nk", gap, precision, gap)
     constant = mixture.log_weight - (log_det + rows.shape[1] * jnp.log(2 * jnp.pi)) / 2
     return constant[None] - distance / 2
-
-
-def _apart(key: Key, rows: Array, valid: Array, number: int) -> Array:
-    """`number` of the rows [N, D], each likelier the farther from those before it."""
-
-    def pick(nearest: Array, key: Key) -> tuple[Array, Array]:
-        chances = jnp.where(valid, jnp.log(nearest), -jnp.inf)
-        row = rows[jax.random.categorical(key, chances)]
-        distance = jnp.square(rows - row[None]).sum(axis=1)
-        return jnp.minimum(nearest, distance), row
-
-    start = jnp.full(len(rows), FAR, rows.dtype)
-    return jax.lax.scan(pick, start, jax.random.split(key, number))[1]

@@ -1,4 +1,4 @@
-"""The wind that pushes the point mass about."""
+"""The wind that pushes the point mass about, and thrusters that are turned."""
 
 import jax
 import jax.numpy as jnp
@@ -26,3 +26,26 @@ def test_windy_starts_are_near_a_corner():
     assert 0.04 < np.abs(away).max() <= 0.05
     np.testing.assert_allclose(starts.goal, 0.8)
     assert not starts.velocity.any()
+
+
+def test_turned_thrusters_go_clockwise_where_the_goals_go_anticlockwise():
+    push = {(1, 1): (1, 0), (-1, 1): (0, -1), (-1, -1): (-1, 0), (1, -1): (0, 1)}
+    for goal, force in push.items():
+        state = State(jnp.zeros(2), jnp.zeros(2), 0.8 * jnp.array(goal, float))
+        after = point_mass.turned_dynamics(state, jnp.array([1.0, 0.0]))
+        np.testing.assert_allclose(after.velocity, 0.1 * np.array(force), atol=1e-6)
+        across = point_mass.turned_dynamics(state, jnp.array([0.0, 1.0]))
+        left = -force[1], force[0]
+        np.testing.assert_allclose(across.velocity, 0.1 * np.array(left), atol=1e-6)
+
+
+def test_turned_starts_are_opposite_to_their_goals():
+    starts = jax.vmap(point_mass.turned_initial)(
+        jax.random.split(jax.random.key(0), 99)
+    )
+    away = np.asarray(starts.position + starts.goal)
+    assert 0.04 < np.abs(away).max() <= 0.05
+    corners, counts = np.unique(starts.goal, axis=0, return_counts=True)
+    np.testing.assert_allclose(np.abs(corners), 0.8)
+    assert len(corners) == 4
+    assert counts.min() > 10
