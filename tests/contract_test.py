@@ -24,6 +24,7 @@ from mbrl_jax.algorithms import (
     apg,
     bptt,
     deep_pilco,
+    divide_and_conquer,
     dqn,
     dyna,
     dyna_q,
@@ -142,6 +143,20 @@ ROWS = {
                 batch_size=4,
                 num_updates=3,
             ),
+        ),
+    ),
+    "divide_and_conquer": Row(
+        SHORT,
+        divide_and_conquer.Config(
+            num_contexts=2,
+            num_starts=12,
+            num_episodes=6,
+            period=2,
+            num_last_passes=3,
+            batch_size=8,
+            net=TINY_NET,
+            # more conjugate gradients would blow up the rounding of batched sums
+            learn=trpo_learner.Config(num_iterations=3, critic=TINY_CRITIC),
         ),
     ),
     "dqn": Row(
@@ -365,6 +380,7 @@ ENV_STEPS = {  # real steps in STEPS of a row: envs x window x updates, or episo
     "apg": 3 * 4 * 2 * STEPS,
     "bptt": 4 * STEPS,
     "deep_pilco": 4 * STEPS,
+    "divide_and_conquer": 6 * 4 * STEPS,
     "dqn": 5 * STEPS,
     "dyna": 5 * STEPS,
     "dyna_q": 6 * STEPS,

@@ -25,7 +25,8 @@ def kmeans(
     to stays.
     """
     stats = normalize.statistics(rows, valid)
-    rows = jnp.where(valid[:, None], normalize.normalise(stats, rows), 0)
+    scaled = (rows - stats.mean[None]) / stats.std[None]
+    rows = jnp.where(valid[:, None], scaled, 0)
     one = jnp.ones(rows.shape[1], rows.dtype)
 
     def improve(centre: Array, _: None) -> tuple[Array, None]:

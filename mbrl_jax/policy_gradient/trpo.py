@@ -58,15 +58,7 @@ def make(net: ActorCritic, config: Config) -> Learner:
             net, state.agent, windows, config.discount, config.gae_lambda
         )
         surrogate = experience.surrogate(net, rows)
-        change = natural.step(
-            *surrogate,
-            agent.actor,
-            size=config.max_kl,
-            solver="cg",
-            damping=config.damping,
-            num_iterations=config.num_iterations,
-        )
-        actor, num_tries, moved = search(surrogate, agent.actor, change)
+        actor, num_tries, moved = improve(surrogate, agent.actor, config)
         critic, opt_state, error = critic_fitter.fit(
             critic_key, agent.critic, state.opt_state, rows
         )
@@ -81,32 +73,48 @@ def make(net: ActorCritic, config: Config) -> Learner:
             "critic/skipped_updates": opt_state.num_skipped,
         }
 
-    def search(
-        surrogate: Surrogate, actor: Params, change: Params
-    ) -> tuple[Params, Array, Array]:
-        """The first good one along `change`, after how many tries, and whether any."""
-        before = surrogate.gain(actor)
-
-        def proposal(i: Array) -> Params:
-            return jax.tree.map(
-                lambda x, y: x + config.backtrack_ratio**i * y, actor, change
-            )
-
-        def attempt(carry: tuple[Array, Array]) -> tuple[Array, Array]:
-            i, _ = carry
-            new = proposal(i)
-            better = surrogate.gain(new) > before
-            return i + 1, better & (surrogate.divergence(new) <= config.max_kl)
-
-        def unfinished(carry: tuple[Array, Array]) -> Array:
-            return ~carry[1] & (carry[0] < config.num_tries)
-
-        start = (jnp.zeros((), jnp.int32), jnp.zeros((), bool))
-        num_tries, found = jax.lax.while_loop(unfinished, attempt, start)
-        pick = lambda new, old: jnp.where(found, new, old)
-        return jax.tree.map(pick, proposal(num_tries - 1), actor), num_tries, found
-
     return actor_critic.learner(net, init, update)
+
+
+def improve(
+    surrogate: Surrogate, actor: Params, config: Config
+) -> tuple[Params, Array, Array]:
+    """A step up the gain, after how many tries, and whether any was good."""
+    change = natural.step(
+        *surrogate,
+        actor,
+        size=config.max_kl,
+        solver="cg",
+        damping=config.damping,
+        num_iterations=config.num_iterations,
+    )
+    return _search(surrogate, actor, change, config)
+
+
+def _search(
+    surrogate: Surrogate, actor: Params, change: Params, config: Config
+) -> tuple[Params, Array, Array]:
+    """The first good one along `change`, after how many tries, and whether any."""
+    before = surrogate.gain(actor)
+
+    def proposal(i: Array) -> Params:
+        return jax.tree.map(
+            lambda x, y: x + config.backtrack_ratio**i * y, actor, change
+        )
+
+    def attempt(carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        i, _ = carry
+        new = proposal(i)
+        better = surrogate.gain(new) > before
+        return i + 1, better & (surrogate.divergence(new) <= config.max_kl)
+
+    def unfinished(carry: tuple[Array, Array]) -> Array:
+        return ~carry[1] & (carry[0] < config.num_tries)
+
+    start = (jnp.zeros((), jnp.int32), jnp.zeros((), bool))
+    num_tries, found = jax.lax.while_loop(unfinished, attempt, start)
+    pick = lambda new, old: jnp.where(found, new, old)
+    return jax.tree.map(pick, proposal(num_tries - 1), actor), num_tries, found
 
 
 def validate(config: Config) -> None:
