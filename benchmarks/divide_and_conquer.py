@@ -3,8 +3,8 @@
     python -m benchmarks.divide_and_conquer    # trains what is missing, and draws it
 
 Settings are those of the preset, but for the coupling; five seeds that nothing was
-chosen on, evaluated by the centre's most likely action.  "central" is TRPO on all starts
-at once.  Writes results/divide_and_conquer.json and docs/divide_and_conquer.png.
+chosen on, evaluated by the centre's most likely action.  "central" is TRPO on all
+starts at once.  Writes results/divide_and_conquer.json and docs/divide_and_conquer.png.
 """
 
 import json
