@@ -25,8 +25,8 @@ CASES = tuple(
     Case(label, "divide_and_conquer", (("coupling", coupling),))
     for label, coupling in (
         ("divide and conquer", "dnc"),
-        ("without a coupling", "none"),
         ("TRPO, one policy", "central"),
+        ("without a coupling", "none"),
         ("Distral's coupling", "distral"),
     )
 )
@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> None:
     found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for case in CASES:
         if case.label not in found:
-            found[case.label] = learn(ENV, case, every=5)
+            found[case.label] = learn(ENV, case, every=10)
             run_folder.write_json(RESULTS, found)
         print(case.label, found[case.label]["return"][-1], flush=True)
     made, (axis,) = plots.new_figure(1, width=7)
