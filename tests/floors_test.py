@@ -45,7 +45,7 @@ FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 # On its own floor a file imports from its own chapter, and there from the rows above
 # its own only; * is all that has no row.  Where nothing is said, from nothing.
 ROWS = {
-    "ops": ("*", "moments"),
+    "ops": ("*", "moments clusters"),
     "vocabulary": ("rollout networks *", "policies gathering"),
     "envs": ("returned", "simulator brax_tasks saturating", "*", "systems", "__init__"),
     "planners": ("transcription ilqr mcts", "*", "collocation_mesh mpc"),
