@@ -47,13 +47,14 @@ def fit(
 ) -> tuple[Params, optax.OptState, Array]:
     """Least squares of `act(params, obs [O]) -> action [A]` on rows of `answers`.
 
-    Errors are in units of the limit; `weights` [C], one for each row, are factors of
-    their squares.  Returns the parameters, the optimiser's state, and the loss before
-    each of the updates, [num_updates].
+    Errors are in units of the limit; `weights` are factors of their squares, one for
+    each row [C], or one matrix [C, A, A], such as a precision.  Returns the parameters,
+    the optimiser's state, and the loss before each of the updates, [num_updates].
     """
     weights = jnp.ones(answers.capacity) if weights is None else weights
     both: Any = (answers.data, weights)
     weighted = answers._replace(data=both)
+    size = answers.data.action.shape[-1]
 
     def update(carry: tuple, key: Key) -> tuple[tuple, Array]:
         params, opt_state = carry
@@ -63,6 +64,8 @@ def fit(
         def loss(params: Params) -> Array:
             actions = jax.vmap(lambda obs: act(params, obs))(rows.obs)
             error = (actions - rows.action) / action_limit
+            if weight.ndim > 1:
+                return jnp.einsum("ba,bac,bc->b", error, weight, error).mean() / size
             return (weight[:, None] * jnp.square(error)).mean()
 
         value, gradient = jax.value_and_grad(loss)(params)

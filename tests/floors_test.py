@@ -47,7 +47,13 @@ FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 ROWS = {
     "ops": ("*", "moments clusters"),
     "vocabulary": ("rollout networks *", "policies gathering"),
-    "envs": ("returned", "simulator brax_tasks saturating", "*", "systems", "__init__"),
+    "envs": (
+        "returned",
+        "simulator brax_tasks saturating",
+        "*",
+        "arm systems",
+        "__init__",
+    ),
     "planners": ("transcription ilqr mcts", "*", "collocation_mesh mpc"),
     "models": (
         "ensemble gaussian_process propagation gaussian_mixture",
@@ -61,7 +67,7 @@ ROWS = {
     "gradients": ("closed_loop", "*", "windows by_name"),
     "policy_gradient": ("actor_critic", "experience", "*"),
     "value_learning": ("parts off_policy", "*", "by_name branching", "validity"),
-    "local_policies": ("controllers", "*"),
+    "local_policies": ("controllers", "*", "experience"),
     "training": ("checkpoints", "*"),
     "experiments.runs": (
         "renamed faults jax_settings paths *",

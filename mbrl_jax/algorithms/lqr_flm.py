@@ -26,20 +26,17 @@ import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from mbrl_jax import gathering
 from mbrl_jax.envs import simulator
 from mbrl_jax.gathering import Counters
-from mbrl_jax.gradients import pathwise
-from mbrl_jax.local_policies import controllers, kl_lqr, local_system
+from mbrl_jax.local_policies import controllers, experience, kl_lqr
 from mbrl_jax.local_policies.controllers import Controller, System
-from mbrl_jax.models import gaussian_mixture, linear_gaussian
-from mbrl_jax.models.linear_gaussian import Dynamics, Episodes
-from mbrl_jax.ops import checks, definite, finite
+from mbrl_jax.models.linear_gaussian import Episodes
+from mbrl_jax.ops import checks, definite
 from mbrl_jax.planners.lqg import Belief
-from mbrl_jax.types import Algorithm, Array, Env, Key, Metrics, Policy, Window
+from mbrl_jax.types import Algorithm, Array, Env, Key, Metrics, Policy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,30 +69,19 @@ class State(NamedTuple):
 
 def make(env: Env, config: Config = Config()) -> Algorithm:
     """The algorithm.  Raises ValueError for a configuration that cannot be."""
-    reward = _validate(env, config)
+    reward = experience.validate("lqr_flm", env, config)
+    checks.one_of(config, "controller", _FORMS)
+    checks.at_least(config, 0, "temperature")
     if config.horizon:
         env = simulator.time_limit(env, config.horizon)
-    num_times, O, A = env.episode_length, env.obs_size, env.action_size
-    num_remembered = max(config.num_episodes, config.num_remembered)
-    gatherer = gathering.episode_gatherer(env, config.num_episodes)
+    num_times, O = env.episode_length, env.obs_size
     form = _FORMS[config.controller]
 
-    def first_cov() -> Array:
-        return jnp.square(config.init_std * env.action_limit) * jnp.eye(A)
-
     def init(key: Key) -> State:
-        controller = Controller(
-            jnp.zeros((num_times, A, O)),
-            jnp.zeros((num_times, A)),
-            jnp.tile(first_cov()[None], (num_times, 1, 1)),
-        )
-        shape = num_remembered, num_times
-        obs, action = jnp.zeros((*shape, O)), jnp.zeros((*shape, A))
-        episodes = Episodes(obs, action, obs, jnp.zeros(shape, bool))
         zero = jnp.zeros(())
         return State(
-            controller,
-            episodes,
+            experience.first_controller(env, config),
+            experience.no_episodes(env, config),
             zero + 1,
             Belief(jnp.zeros(O), jnp.zeros((O, O))),
             zero,
@@ -104,30 +90,11 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
             gathering.zero_counters(),
         )
 
-    def fit(key: Key, new: Episodes, every: Episodes) -> Dynamics:
-        if config.prior == "none":
-            return linear_gaussian.fit(new)
-        rows, valid = linear_gaussian.rows_of(every)
-        mixture = gaussian_mixture.fit(
-            key,
-            rows.reshape(-1, rows.shape[-1]),
-            valid.ravel(),
-            num_clusters=config.num_clusters,
-            rows_per_cluster=config.rows_per_cluster,
-        )
-        return linear_gaussian.fit(new, linear_gaussian.mixed(mixture, config.strength))
-
     def step(key: Key, state: State) -> tuple[State, Metrics]:
-        act_key, fit_key = jax.random.split(key)
-        gathered = gatherer.gather(act_key, controllers.policy(state.controller), ())
-        counters = gathering.count(state.counters, gathered)
-        new = _usable(gathered.windows)
-        every = jax.tree.map(
-            lambda x, y: jnp.concatenate([x, y])[:num_remembered], new, state.episodes
+        gathered, every, dynamics, system = experience.gather(
+            key, env, state.controller, state.episodes, reward, config
         )
-        dynamics = fit(fit_key, new, every)
-        cost = lambda x, u, after: -reward(x, u, after)
-        system = local_system.make(dynamics, cost, _start(every), state.controller)
+        counters = gathering.count(state.counters, gathered)
         # from the same start, of which only a few episodes tell
         before = system._replace(start=state.start)
         at = controllers.marginals(before, state.controller)
@@ -138,7 +105,9 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
             system,
             state.controller,
             max_kl,
-            form=lambda system, best: form(system, best, first_cov()),
+            form=lambda system, best: form(
+                system, best, experience.first_cov(env, config)
+            ),
             temperature=config.temperature,
         )
         improved = found.status <= definite.Status.NOT_CONVERGED
@@ -179,56 +148,3 @@ _FORMS: dict[str, Callable[[System, Controller, Array], Controller]] = {
     "feedback": lambda system, controller, cov: controllers.feedback(controller, cov),
     "maximum_entropy": lambda system, controller, cov: controller,
 }
-
-
-def _usable(windows: Window) -> Episodes:
-    """The rows that are finite; the others are 0 and not valid."""
-    steps = windows.transitions
-    rows = steps.obs, steps.action, steps.next_obs
-    valid = windows.valid & finite.usable(rows, num_batch_axes=2)
-    obs, action, next_obs = (jnp.where(valid[..., None], x, 0) for x in rows)
-    return Episodes(obs, action, next_obs, valid)
-
-
-def _start(episodes: Episodes) -> Belief:
-    """Of the first observations."""
-    obs, weight = episodes.obs[:, 0], episodes.valid[:, 0].astype(episodes.obs.dtype)
-    number = jnp.maximum(weight.sum(), 1)
-    mean = weight @ obs / number
-    gap = (obs - mean[None]) * weight[:, None]
-    return Belief(mean, gap.T @ gap / number)
-
-
-def _validate(env: Env, config: Config) -> Callable[[Array, Array, Array], Array]:
-    """The reward of `env`."""
-    checks.continuous(env)
-    reward = env.reward
-    if reward is None:
-        raise ValueError(
-            f"only the simulator of {env.name} knows its reward, which lqr_flm expands"
-        )
-    obs, action = jnp.zeros(env.obs_size), jnp.zeros(env.action_size)
-    if not pathwise.varies(lambda z: reward(*z), (obs, action, obs)):
-        raise ValueError(
-            f"the reward of {env.name} does not change with what is seen and done, or "
-            "only by jumps: lqr_flm has nothing to expand"
-        )
-    checks.one_of(config, "controller", _FORMS)
-    checks.one_of(config, "prior", ("mixture", "none"))
-    checks.positive(config, "max_kl", "init_std", "strength")
-    checks.at_least(config, 2, "num_episodes")
-    checks.at_least(config, 1, "num_clusters", "rows_per_cluster", "num_remembered")
-    checks.at_least(config, 0, "horizon", "temperature")
-    if config.horizon > env.episode_length:
-        raise ValueError(
-            f"horizon is {config.horizon}, more than the {env.episode_length} steps of "
-            f"an episode of {env.name}"
-        )
-    least = env.obs_size + env.action_size + 1
-    if config.prior == "none" and config.num_episodes < least:
-        raise ValueError(
-            f"num_episodes is {config.num_episodes}, must be at least {least} for "
-            f"prior 'none': there are {env.obs_size} observations and "
-            f"{env.action_size} actions to fit"
-        )
-    return reward

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.extend import core
 from jax.extend.core import Literal
 
 from mbrl_jax.gradients import closed_loop
@@ -122,7 +123,12 @@ def varies(function: Callable[..., Array], by: PyTree, *others: PyTree) -> bool:
 
     jaxpr = jax.make_jaxpr(tangent)(by, by, *others).jaxpr
     size = len(jax.tree.leaves(by))
-    moved = {*jaxpr.invars[size : 2 * size]}
+    return reaches(jaxpr, {*jaxpr.invars[size : 2 * size]})
+
+
+def reaches(jaxpr: core.Jaxpr, variables: set[Any]) -> bool:
+    """Whether any of the outputs is computed from any of these variables."""
+    moved = {*variables}
     for equation in jaxpr.eqns:
         if any(x in moved for x in equation.invars if not isinstance(x, Literal)):
             moved |= {*equation.outvars}

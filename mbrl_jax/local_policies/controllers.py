@@ -15,6 +15,7 @@ In K x + k, x^ and u^ are part of k.
 x state [O], u control [A], z both [O + A], T time steps; costs as in `planners/lqr.py`.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -89,6 +90,22 @@ def maximum_entropy(
     one = jnp.eye(B.shape[2], dtype=B.dtype)
     inverse, _ = jax.vmap(definite.solve, in_axes=(0, None))(Quu, one)
     return Controller(found.K, found.k, temperature * _symmetric(inverse)), found.status
+
+
+def linearised(
+    act: Callable[[Array], Array], cov: Array, obs: Array, valid: Array
+) -> Controller:
+    """N(act(x), cov [A, A]) at samples obs [N, T, O] of each time step, where `valid`.
+
+    Its gains are the mean Jacobian, which is what least squares tend to for a normal x
+    (Stein's lemma); the mean action of the samples is kept.
+    """
+    weight = valid / jnp.maximum(valid.sum(axis=0), 1)[None]  # [N, T]
+    each = lambda f: jax.vmap(jax.vmap(f))(obs)
+    K = jnp.einsum("nt,ntao->tao", weight, each(jax.jacrev(act)))
+    action = jnp.einsum("nt,nta->ta", weight, each(act))
+    k = action - jnp.einsum("tao,nt,nto->ta", K, weight, obs)
+    return Controller(K, k, jnp.tile(cov[None], (len(K), 1, 1)))
 
 
 def marginals(system: System, controller: Controller) -> Marginals:

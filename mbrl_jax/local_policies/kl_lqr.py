@@ -72,7 +72,8 @@ def improve(
 ) -> Improvement:
     """The best controller within `max_kl` nats of `old`, whose covs are definite.
 
-    `temperature` is what a nat of entropy is worth, in units of the cost.
+    `temperature` is what a nat of entropy is worth, in units of the cost: [], or [T]
+    where that changes with time.
     `form` makes what is executed of the controller that minimises the Lagrangian, such
     as its open loop; it is of that that KL and cost are taken.
 
@@ -94,7 +95,8 @@ def improve(
     def attempt(search: _Search) -> _Search:
         lower, upper, eta, best, _ = search
         problem = penalised(system.problem, old, eta, temperature)
-        new, status = controllers.maximum_entropy(problem, 1.0)
+        share = _share(eta, temperature)
+        new, status = controllers.maximum_entropy(problem, share)
         new = form(system, new)
         at = controllers.marginals(system, new)
         kl = controllers.kl(new, old, at).sum()
@@ -153,23 +155,59 @@ def penalised(
     eta: float | Array,
     temperature: float | Array = 0.0,
 ) -> LQRProblem:
-    """The costs (l - eta log old(u | x)) / (eta + temperature), up to a constant."""
-    scale = eta + temperature
+    """The costs (l - eta log old(u | x)) / (eta + temperature), up to a constant.
+
+    A `temperature` [T] is averaged in this: dividing costs changes no gain.
+    """
+    scale = eta + _mean(temperature)
     precision, _ = jax.vmap(definite.inverse)(old.cov)
-    precision = eta / scale * precision
-    PK = precision @ old.K
-    Pk = jnp.einsum("tab,tb->ta", precision, old.k)
-    KPK = jnp.swapaxes(old.K, 1, 2) @ PK
-    KPk = jnp.einsum("tao,ta->to", old.K, Pk)
-    kPk = (old.k * Pk).sum(axis=1)
-    return problem._replace(
-        Q=(problem.Q / scale).at[:-1].add(KPK),
-        S=problem.S / scale - PK,
-        R=problem.R / scale + precision,
-        q=(problem.q / scale).at[:-1].add(KPk),
-        r=problem.r / scale - Pk,
-        constant=(problem.constant / scale).at[:-1].add(kPk / 2),
+    scaled = problem._replace(
+        Q=problem.Q / scale,
+        S=problem.S / scale,
+        R=problem.R / scale,
+        q=problem.q / scale,
+        r=problem.r / scale,
+        constant=problem.constant / scale,
     )
+    return _pulled(scaled, old, eta / scale * precision)
+
+
+def toward(problem: LQRProblem, other: Controller, weight: Array) -> LQRProblem:
+    """The costs l - weight log other(u | x), up to a constant, for `weight` [T].
+
+    With `weight` for a temperature: l + weight KL(u || other), whatever the controller.
+    """
+    precision, _ = jax.vmap(definite.inverse)(other.cov)
+    return _pulled(problem, other, weight[:, None, None] * precision)
+
+
+def _pulled(problem: LQRProblem, to: Controller, precision: Array) -> LQRProblem:
+    """With the cost of half the square of u - K x - k, in this precision [T, A, A]."""
+    PK = precision @ to.K
+    Pk = jnp.einsum("tab,tb->ta", precision, to.k)
+    KPK = jnp.swapaxes(to.K, 1, 2) @ PK
+    KPk = jnp.einsum("tao,ta->to", to.K, Pk)
+    kPk = (to.k * Pk).sum(axis=1)
+    return problem._replace(
+        Q=problem.Q.at[:-1].add(KPK),
+        S=problem.S - PK,
+        R=problem.R + precision,
+        q=problem.q.at[:-1].add(KPk),
+        r=problem.r - Pk,
+        constant=problem.constant.at[:-1].add(kPk / 2),
+    )
+
+
+def _mean(temperature: float | Array) -> float | Array:
+    return jnp.mean(temperature) if jnp.ndim(temperature) else temperature
+
+
+def _share(eta: Array, temperature: float | Array) -> float | Array:
+    """Of eta + temperature in its mean over time, [T, 1, 1], or 1."""
+    if not jnp.ndim(temperature):
+        return 1.0
+    every = eta + jnp.asarray(temperature)
+    return (every / every.mean())[:, None, None]
 
 
 def _variation(problem: LQRProblem, at: controllers.Marginals) -> Array:
