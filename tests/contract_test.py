@@ -28,6 +28,7 @@ from mbrl_jax.algorithms import (
     dqn,
     dyna,
     dyna_q,
+    gps,
     lqr_flm,
     maac,
     mba,
@@ -177,6 +178,21 @@ ROWS = {
     "dyna_q": Row(
         grid.make("hall", grid.parse("S.\nG.", slip=0.1), episode_length=4),
         dyna_q.Config(interval=6, num_planning=3, kappa=1e-2),
+    ),
+    "gps": Row(
+        SHORT,
+        gps.Config(
+            variant="badmm",
+            num_conditions=2,
+            num_episodes=5,
+            num_clusters=2,
+            rows_per_cluster=15,
+            num_remembered=8,
+            hidden_sizes=(8,),
+            num_updates=5,
+            batch_size=16,
+            num_inner=2,
+        ),
     ),
     "lqr_flm": Row(
         SHORT,
@@ -384,6 +400,7 @@ ENV_STEPS = {  # real steps in STEPS of a row: envs x window x updates, or episo
     "dqn": 5 * STEPS,
     "dyna": 5 * STEPS,
     "dyna_q": 6 * STEPS,
+    "gps": 2 * 5 * 4 * STEPS,
     "lqr_flm": 5 * 4 * STEPS,
     "maac": 5 * STEPS,
     "mba": 16 * STEPS,

@@ -51,7 +51,7 @@ ROWS = {
         "returned",
         "simulator brax_tasks saturating",
         "*",
-        "arm systems",
+        "systems arm",
         "__init__",
     ),
     "planners": ("transcription ilqr mcts", "*", "collocation_mesh mpc"),

@@ -63,6 +63,23 @@ def test_a_linear_policy_becomes_the_weighted_least_squares(weights):
     assert losses[-500:].mean() == pytest.approx(mean, rel=0.05)
 
 
+def test_a_matrix_weighs_one_action_against_the_other():
+    """Generalised least squares, each row in its own metric."""
+    root = np.random.default_rng(1).normal(size=(20, 2, 2)) + np.eye(2)
+    metric = root @ root.transpose(0, 2, 1)
+    metric *= 2 / np.trace(metric, axis1=1, axis2=2).mean()
+    found, losses = fit(np.append(metric, np.full((10, 2, 2), 1e6), axis=0))
+    left = np.einsum("nac,ni,nj->iajc", metric, OBS, OBS).reshape(6, 6)
+    right = np.einsum("nac,ni,nc->ia", metric, OBS, ACTIONS).ravel()
+    best = np.linalg.solve(left, right).reshape(3, 2)
+    np.testing.assert_allclose(found, best, atol=0.03)
+    plain = np.linalg.lstsq(OBS, ACTIONS, rcond=None)[0]
+    assert np.abs(plain - best).max() > 0.1
+    error = (OBS @ best - ACTIONS) / LIMIT
+    mean = np.einsum("na,nac,nc->n", error, metric, error).mean() / 2
+    assert losses[-500:].mean() == pytest.approx(mean, rel=0.1)
+
+
 def test_the_first_loss_is_that_before_the_first_update():
     _, losses = fit(None, num_updates=1)
     rows = replay.sample(jax.random.split(jax.random.key(0), 1)[0], answers(), 64)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from mbrl_jax.envs import (
     acrobot,
+    arm,
     cart_double_pendulum,
     cartpole,
     double_pendulum,
@@ -42,6 +43,7 @@ _OWN: dict[str, Callable[[], Env]] = {
     "cart_double_pendulum": cart_double_pendulum.make,
     "unicycle": unicycle.make,
     "reacher": reacher.make,
+    "arm": arm.make,
     "point_mass": point_mass.make,
     "windy_point_mass": point_mass.windy,
     "turned_point_mass": point_mass.turned,

@@ -66,8 +66,10 @@ def gather(
     remembered: Episodes,
     reward: Reward,
     config: Any,
+    *,
+    convex: bool = False,
 ) -> Experience:
-    """Runs `num_episodes`, fits the dynamics, expands the reward."""
+    """Runs `num_episodes`, fits the dynamics, expands the reward, `convex` or not."""
     act_key, fit_key = jax.random.split(key)
     gatherer = gathering.episode_gatherer(env, config.num_episodes)
     gathered = gatherer.gather(act_key, controllers.policy(controller), ())
@@ -75,7 +77,7 @@ def gather(
     every = jax.tree.map(lambda x, y: jnp.concatenate([x, y])[:number], new, remembered)
     dynamics = _fit(fit_key, new, every, config)
     cost = lambda x, u, after: -reward(x, u, after)
-    system = local_system.make(dynamics, cost, _start(every), controller)
+    system = local_system.make(dynamics, cost, _start(every), controller, convex=convex)
     return Experience(gathered, every, dynamics, system)
 
 

@@ -149,6 +149,15 @@ def adapted(
     return jnp.where(changed, jnp.clip(size * best, *SIZES), size)
 
 
+def scheduled(weights: Array, kl: Array) -> Array:
+    """Weights [T] of KL divergences [T]: doubled where these are above their mean over
+    time, halved where two standard deviations below (Levine, Finn, Darrell and Abbeel,
+    "End-to-end training of deep visuomotor policies", 2016, Sec. 4)."""
+    mean, std = kl.mean(), kl.std()
+    factor = jnp.where(kl > mean, 2.0, jnp.where(kl < mean - 2 * std, 0.5, 1.0))
+    return weights * factor
+
+
 def penalised(
     problem: LQRProblem,
     old: Controller,

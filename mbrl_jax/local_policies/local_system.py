@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from mbrl_jax.local_policies import controllers
 from mbrl_jax.local_policies.controllers import Controller, System
 from mbrl_jax.models.linear_gaussian import Dynamics
+from mbrl_jax.ops import definite
 from mbrl_jax.planners.lqg import Belief
 from mbrl_jax.planners.lqr import LQRProblem
 from mbrl_jax.types import Array
@@ -19,12 +20,18 @@ Cost = Callable[[Array, Array, Array], Array]  # (x, u, x') -> []
 
 
 def make(
-    dynamics: Dynamics, cost: Cost, start: Belief, controller: Controller
+    dynamics: Dynamics,
+    cost: Cost,
+    start: Belief,
+    controller: Controller,
+    *,
+    convex: bool = False,
 ) -> System:
     """Costs are expanded to second order around the mean of x and u at each step.
 
     x' is that expected after x and u: what its noise adds is the same for every
-    controller, and left out.  Where the cost is not convex the expansion is not.
+    controller, and left out.  Where the cost is not convex the expansion is not,
+    unless `convex`: then directions in which it bends down are taken for straight.
     """
     size = len(start.mean)
     A, B = dynamics.F[:, :, :size], dynamics.F[:, :, size:]
@@ -49,6 +56,8 @@ def make(
     at = z, dynamics.F, dynamics.f
     costs, slope = jax.vmap(jax.value_and_grad(of_step))(*at)
     second = jax.vmap(jax.hessian(of_step))(*at)
+    if convex:
+        second = jax.vmap(lambda x: definite.clip_eigenvalues(x, 0.0))(second)
     bend = jnp.einsum("tij,tj->ti", second, z)
     first = slope - bend
     constant = costs - ((slope + first) * z).sum(axis=1) / 2

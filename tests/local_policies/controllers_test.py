@@ -99,6 +99,34 @@ def test_maximum_entropy_is_the_optimum_of_cost_less_entropy(random_system):
     np.testing.assert_allclose(found.K, lqr.solve(system.problem).K, rtol=1e-12)
 
 
+def test_a_linear_policy_is_its_own_linearisation():
+    rng = np.random.default_rng(0)
+    W, b, obs = rng.normal(size=(2, 3)), rng.normal(size=2), rng.normal(size=(5, 4, 3))
+    valid, cov = jnp.arange(20).reshape(5, 4) % 3 > 0, jnp.eye(2)
+    found = controllers.linearised(lambda x: W @ x + b, cov, jnp.asarray(obs), valid)
+    np.testing.assert_allclose(found.K, np.stack([W] * 4), rtol=1e-12)
+    np.testing.assert_allclose(found.k, np.stack([b] * 4), rtol=1e-12)
+    np.testing.assert_array_equal(found.cov, np.stack([cov] * 4))
+
+
+def test_a_policy_is_linearised_as_regression_does_it():
+    """Of many normal samples, but of those alone that are valid."""
+    rng = np.random.default_rng(1)
+    obs = 0.7 * rng.normal(size=(20_000, 1, 2)) + np.array([0.3, -0.2])
+    valid = np.arange(20_000) % 2 == 0
+    obs[~valid] += 1
+    act = lambda x: jnp.stack([jnp.sin(2 * x[0]) + x[1] ** 2])
+    args = jnp.asarray(obs), jnp.asarray(valid)[:, None]
+    found = controllers.linearised(act, jnp.eye(1), *args)
+    rows, actions = obs[valid, 0], np.asarray(jax.vmap(act)(jnp.asarray(obs[valid, 0])))
+    inputs = np.column_stack([rows, np.ones(len(rows))])
+    best = np.linalg.lstsq(inputs, actions, rcond=None)[0]
+    np.testing.assert_allclose(found.K[0, 0], best[:2, 0], atol=0.03)
+    np.testing.assert_allclose(found.k[0], best[2], atol=0.03)
+    mean = found.K[0] @ rows.mean(axis=0) + found.k[0]
+    np.testing.assert_allclose(mean, actions.mean(axis=0))
+
+
 def test_forms_keep_what_they_should(random_system):
     system, controller = random_system(4, 4)
     cov = 0.3 * jnp.eye(2)

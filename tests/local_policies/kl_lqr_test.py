@@ -198,6 +198,56 @@ def test_a_temperature_keeps_the_entropy(random_system):
         np.testing.assert_allclose(x, 0, atol=1e-7)
 
 
+def test_a_temperature_may_change_with_time(random_system):
+    """Each step's entropy is worth its own, also where old ones are far away."""
+    system, old = random_system(5, HORIZON)
+    worth = jnp.array([0.1, 2.0, 0.5, 1.0, 0.3])
+    step = jax.jit(kl_lqr.improve)
+    far, near = (step(system, old, x, temperature=worth) for x in (1e6, 0.1))
+
+    @jax.jit
+    @jax.grad
+    def slope(new: Controller, eta: jax.Array) -> jax.Array:
+        at = controllers.marginals(system, new)
+        entropy = worth @ jnp.linalg.slogdet(new.cov)[1] / 2
+        cost = controllers.expected_cost(system.problem, at) - entropy
+        return cost + eta * controllers.kl(new, old, at).sum()
+
+    for found in (far, near):
+        for x in slope(found.controller, found.eta):
+            np.testing.assert_allclose(x, 0, atol=1e-6)
+    np.testing.assert_allclose(near.kl, 0.1, rtol=0.1)
+    even = step(system, old, 0.1, temperature=jnp.full(HORIZON, 0.5))
+    for x, y in zip(even, step(system, old, 0.1, temperature=0.5), strict=True):
+        jax.tree.map(np.testing.assert_allclose, x, y)
+
+
+def test_a_pull_is_the_cross_entropy(random_system):
+    """With its weight for a temperature: weight KL(new || other), by time step."""
+    system, new = random_system(6, HORIZON)
+    _, other = random_system(7, HORIZON)
+    weight = jnp.array([0.1, 2.0, 0.5, 1.0, 0.3])
+    problem = kl_lqr.toward(system.problem, other, weight)
+
+    def pulled(new: Controller) -> jax.Array:
+        at = controllers.marginals(system, new)
+        entropy = weight @ jnp.linalg.slogdet(new.cov)[1] / 2
+        without = controllers.expected_cost(system.problem, at)
+        found = controllers.expected_cost(problem, at) - without - entropy
+        return found - weight @ controllers.kl(new, other, at)
+
+    # up to a constant, which is that of the other one itself
+    np.testing.assert_allclose(pulled(new), pulled(other), rtol=1e-9)
+
+
+def test_weights_follow_what_deviates():
+    kl = jnp.array([1.0] * 9 + [1.2, -5.0])
+    found = kl_lqr.scheduled(jnp.full(11, 0.5), kl)
+    np.testing.assert_allclose(found, [1.0] * 10 + [0.25])
+    even = kl_lqr.scheduled(jnp.full(3, 0.5), jnp.array([1.0, 2.0, 3.0]))
+    np.testing.assert_allclose(even, [0.5, 0.5, 1.0])
+
+
 def test_steps_are_as_large_as_predictions_are_right():
     """The maximum of predicted s - (predicted - actual) s^2, within a factor."""
     size = lambda *args: float(kl_lqr.adapted(*args))
