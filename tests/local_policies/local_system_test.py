@@ -1,5 +1,7 @@
 """Fitted dynamics and expanded costs against the functions themselves."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,12 +18,14 @@ def cost(x: Array, u: Array, after: Array) -> Array:
     return jnp.exp(x[0] / 3) + x[1] * u[0] + (u**2).sum() + jnp.cos(after).sum()
 
 
-@jax.jit
-def made(system: controllers.System, controller: controllers.Controller):
+@partial(jax.jit, static_argnums=2)
+def made(
+    system: controllers.System, controller: controllers.Controller, convex: bool = False
+):
     problem = system.problem
     F = jnp.concatenate([problem.A, problem.B], axis=2)
     dynamics = Dynamics(F, problem.c, system.noise)
-    return local_system.make(dynamics, cost, system.start, controller)
+    return local_system.make(dynamics, cost, system.start, controller, convex=convex)
 
 
 def test_the_expansion_is_the_cost_near_the_mean_of_x_and_u(random_system):
@@ -49,3 +53,23 @@ def test_the_expansion_is_the_cost_near_the_mean_of_x_and_u(random_system):
     assert 1e-11 < error(1e-3) < 2e-3 * error(1e-2)
     assert not found.problem.Q[-1].any()
     assert found.problem.constant[-1] == 0
+
+
+def test_what_bends_down_may_be_taken_for_straight(random_system):
+    """The same value and slope at the mean; curvatures that are not negative stay."""
+    system, controller = random_system(0, 4)
+    plain, convex = made(system, controller).problem, made(system, controller, True)
+    z = np.asarray(controllers.marginals(system, controller).mean)
+    (second, first), (straight, slope) = (
+        map(np.asarray, controllers.cost_terms(x)) for x in (plain, convex.problem)
+    )
+    values, vectors = np.linalg.eigh(second)
+    assert values.min() < -0.1
+    kept = np.einsum("tij,tj,tkj->tik", vectors, np.maximum(values, 0), vectors)
+    np.testing.assert_allclose(straight, kept, atol=1e-10)
+    at = lambda H, g: np.einsum("tij,tj->ti", H, z) + g
+    np.testing.assert_allclose(at(straight, slope), at(second, first), atol=1e-10)
+    cost_of = lambda H, g: np.einsum("ti,tij,tj->t", z, H, z) / 2 + (g * z).sum(axis=1)
+    gap = cost_of(second, first) - cost_of(straight, slope)
+    constants = convex.problem.constant - plain.constant
+    np.testing.assert_allclose(constants[:-1], gap, atol=1e-10)
