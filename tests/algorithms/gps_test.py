@@ -51,13 +51,22 @@ class Steps(NamedTuple):
 @cache
 def two_steps(variant: str, **floats: float) -> Steps:
     floats = {"max_deviation": 1.0, "learning_rate": 0.02, **floats}
-    return jax.tree.map(np.asarray, _program(variant)(floats))
+    init, step, see = programs(variant)
+    keys = jax.random.split(jax.random.key(5), 3)
+    state = step(floats, keys[1], init(floats, keys[0]))
+    duals = DUALS[:, None] * (variant == "badmm")
+    pulls = state.pulls._replace(duals=jnp.asarray(duals))
+    state = state._replace(pulls=pulls._replace(weights=jnp.full((3, 1), WEIGHT)))
+    after = step(floats, keys[2], state)
+    means = see(floats, state), see(floats, after)
+    return jax.tree.map(
+        np.asarray, Steps(without_keys(state), without_keys(after), *means)
+    )
 
 
 @cache
-def _program(variant: str) -> Any:
-    @jax.jit
-    def go(floats: dict[str, Array]) -> Steps:
+def programs(variant: str) -> tuple[Any, Any, Any]:
+    def made(floats: dict[str, Any]) -> Algorithm:
         config = dataclasses.replace(
             LINEAR,
             variant=variant,
@@ -69,19 +78,13 @@ def _program(variant: str) -> Any:
             dual_rate=RATE,
             **floats,
         )
-        algorithm = gps.make(ONE_STEP, config)
-        keys = jax.random.split(jax.random.key(5), 3)
-        state = algorithm.step(keys[1], algorithm.init(keys[0]))[0]
-        duals = DUALS[:, None] * (variant == "badmm")
-        pulls = state.pulls._replace(
-            weights=jnp.full((3, 1), WEIGHT), duals=jnp.asarray(duals)
-        )
-        state = state._replace(pulls=pulls)
-        after = algorithm.step(keys[2], state)[0]
-        means = answers(algorithm, state), answers(algorithm, after)
-        return Steps(without_keys(state), without_keys(after), *means)
+        return gps.make(ONE_STEP, config)
 
-    return go
+    return (
+        jax.jit(lambda floats, key: made(floats).init(key)),
+        jax.jit(lambda floats, key, state: made(floats).step(key, state)[0]),
+        jax.jit(lambda floats, state: answers(made(floats), state)),
+    )
 
 
 def without_keys(state: gps.State) -> gps.State:
