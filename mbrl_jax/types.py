@@ -64,6 +64,7 @@ class Env(NamedTuple):
     num_actions: int = 0  # of a discrete environment
     host: bool = False  # steps outside jax, one run at a time: never vmap it
     belief: Belief | None = None  # where it is known
+    tasks: tuple["Env", ...] = ()  # of several as one, see `envs.multi_task`
 
 
 class Transition(NamedTuple):
@@ -143,6 +144,8 @@ class Policy(NamedTuple):
 
     init: Callable[[], PyTree]
     act: Callable[[Key, Array, PyTree], tuple[Array, PyTree]]  # (key, obs, memory)
+    values: Callable[[Array], Array] | None = None
+    # obs -> what it ranks discrete actions by, values or logits [K]; None: unknown
 
 
 Act = Callable[[Key, Array], tuple[Array, Array]]

@@ -16,6 +16,7 @@ from mbrl_jax.envs import (
     double_pendulum,
     grid,
     linear_quadratic,
+    multi_task,
     pendulum,
     point_mass,
     probes,
@@ -50,6 +51,10 @@ _OWN: dict[str, Callable[[], Env]] = {
     "linear_quadratic": linear_quadratic.make,
     "maze": grid.maze,
     "gridworld": grid.gridworld,
+    "detour1": lambda: grid.detour(1),
+    "detour2": lambda: grid.detour(2),
+    "detour3": lambda: grid.detour(3),
+    "detour4": lambda: grid.detour(4),
     "blocking_maze": grid.blocking_maze,
     "shortcut_maze": grid.shortcut_maze,
     "t_maze": t_maze.make,
@@ -59,7 +64,13 @@ _OWN: dict[str, Callable[[], Env]] = {
     "probe4": probes.probe4,
     "probe5": probes.probe5,
 }
-OTHERS = ("brax/NAME", "brax/NAME/BACKEND", "gymnasium/ID", "MODULE:FUNCTION")
+OTHERS = (
+    "brax/NAME",
+    "brax/NAME/BACKEND",
+    "gymnasium/ID",
+    "MODULE:FUNCTION",
+    "NAME+NAME",
+)
 
 
 def names() -> tuple[str, ...]:
@@ -75,6 +86,7 @@ def names_a_module(name: str) -> bool:
 def make(name: str, episode_length: int | None = None) -> Env:
     """One of `names()`, or of `OTHERS`; MODULE:FUNCTION() returns an `Env`.
 
+    NAME+NAME is each of them, from episode to episode, see `multi_task`.
     `episode_length` is in place of its own.  Raises ValueError for any other name and
     for what cannot be made.
     """
@@ -88,6 +100,8 @@ def make(name: str, episode_length: int | None = None) -> Env:
 
 
 def _made(name: str) -> Env:
+    if multi_task.SIGN in name:
+        return multi_task.make([make(x) for x in name.split(multi_task.SIGN)])
     if name in _OWN:
         return _OWN[name]()
     library, _, rest = name.partition("/")

@@ -72,6 +72,38 @@ GRIDWORLD = """
 S...
 """
 
+# Of one size, for one policy of several tasks; from end to end of two of them 12 steps
+DETOURS = (
+    """
+S.#..
+..#.G
+..#..
+.....
+.....
+""",
+    """
+....G
+.####
+.....
+####.
+S....
+""",
+    """
+G.#..
+..#..
+....S
+..#..
+..#..
+""",
+    """
+S....
+####.
+.....
+.####
+....G
+""",
+)
+
 
 class Grid(NamedTuple):
     """What a text says; S cells, row by row from the top."""
@@ -103,6 +135,12 @@ def gridworld() -> Env:
     """A fifth of all moves slips; without a discount its values are published."""
     grid = parse(GRIDWORLD, slip=0.2, step_reward=-0.04)
     return make("gridworld", grid, episode_length=100)
+
+
+def detour(number: int) -> Env:
+    """One of `DETOURS`, counted from 1; a tenth of all moves slips."""
+    grid = parse(DETOURS[number - 1], slip=0.1, step_reward=-0.04)
+    return make(f"detour{number}", grid, episode_length=50)
 
 
 def blocking_maze() -> Env:

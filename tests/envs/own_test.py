@@ -13,7 +13,8 @@ import pytest
 from mbrl_jax import envs
 from mbrl_jax.types import Array, Env, EnvState
 
-GRIDS = ("maze", "gridworld", "blocking_maze", "shortcut_maze")
+DETOURS = ("detour1", "detour2", "detour3", "detour4")
+GRIDS = ("maze", "gridworld", "blocking_maze", "shortcut_maze", *DETOURS)
 DISCRETE = (*GRIDS, "cartpole", "cartpole_no_velocity", "t_maze")
 PARTLY_SEEN = ("cartpole_no_velocity", "pendulum_no_velocity", "t_maze")
 each = pytest.mark.parametrize("name", envs.names())
@@ -26,6 +27,7 @@ ENDING = (  # by the random actions of these tests
     "cartpole",
     "cartpole_balance",
     "cartpole_no_velocity",
+    "detour1",
     "gridworld",
 )
 ENDLESS = [name for name in envs.names() if name[:5] != "probe" and name not in ENDING]
