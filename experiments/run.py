@@ -111,7 +111,10 @@ def parse(
         config = _stored_config(config, known, folder)
     command_flags.define_config(values, config)
     command_flags.parse(values, argv)
-    return values, command_flags.read_config(values, config)
+    config = command_flags.read_config(values, config)
+    if (teachers := getattr(config, "teachers", ())) and not known:
+        values.set_default("env", registry.env_of(teachers))
+    return values, config
 
 
 def _stored_config(default: Any, known: run_folder.Record, folder: Path) -> Any:

@@ -44,6 +44,7 @@ from mbrl_jax.algorithms import (
     pets,
     pilco,
     pipps,
+    policy_distillation,
     power,
     ppo,
     reinforce,
@@ -55,7 +56,7 @@ from mbrl_jax.algorithms import (
     trpo,
 )
 from mbrl_jax.algorithms import mpc as true_mpc
-from mbrl_jax.envs import grid, point_mass, simulator
+from mbrl_jax.envs import grid, multi_task, point_mass, simulator
 from mbrl_jax.models import bnn, ensemble, gaussian_process
 from mbrl_jax.models import by_name as models
 from mbrl_jax.planners import mpc
@@ -67,7 +68,7 @@ from mbrl_jax.policy_gradient.actor_critic import Config as NetConfig
 from mbrl_jax.policy_gradient.experience import CriticConfig
 from mbrl_jax.replay import Replay
 from mbrl_jax.types import Algorithm, Array, Env, EnvState, Key, Metrics, PyTree
-from mbrl_jax.value_learning import branching, by_name, off_policy
+from mbrl_jax.value_learning import branching, by_name, distillation, off_policy
 from mbrl_jax.value_learning import dqn as dqn_learner
 from mbrl_jax.value_learning import naf as naf_learner
 from mbrl_jax.value_learning import sac as sac_learner
@@ -104,6 +105,18 @@ TINY_TD3 = td3_learner.Config(hidden_sizes=(8,), discount=0.9)
 TINY_FUTURES = branching.Config(
     num_rollouts=4, last_length=2, grow_from=5, grow_until=10, retain=1
 )  # longer in the third step than in the second
+HALL = grid.make("hall", grid.parse("S.\nG.", slip=0.1), episode_length=4)
+YARD = grid.make("yard", grid.parse("SG.", slip=0.1), episode_length=3)
+TWO_HALLS = multi_task.make([HALL, YARD])
+TINY_DISTIL = distillation.Config(
+    capacity=6,
+    interval=5,
+    num_updates=2,
+    batch_size=4,
+    num_teacher_steps=1,
+    collect=TINY_COLLECT,
+    teacher=dqn_learner.Config(hidden_sizes=(8,)),
+)
 ROWS = {
     "a2c": Row(SHORT, a2c.Config(num_envs=3, num_updates=2, net=TINY_NET)),
     "apg": Row(
@@ -161,7 +174,7 @@ ROWS = {
         ),
     ),
     "dqn": Row(
-        grid.make("hall", grid.parse("S.\nG.", slip=0.1), episode_length=4),
+        HALL,
         dqn.Config(TINY_COLLECT, dqn_learner.Config(hidden_sizes=(8,))),
     ),
     "dyna": Row(
@@ -176,7 +189,7 @@ ROWS = {
         ),
     ),
     "dyna_q": Row(
-        grid.make("hall", grid.parse("S.\nG.", slip=0.1), episode_length=4),
+        HALL,
         dyna_q.Config(interval=6, num_planning=3, kappa=1e-2),
     ),
     "gps": Row(
@@ -314,6 +327,9 @@ ROWS = {
             model=gaussian_process.Config(max_exact=8, max_evaluations=4, max_snr=10.0),
         ),
     ),
+    "policy_distillation": Row(
+        TWO_HALLS, policy_distillation.Config(hidden_sizes=(8,), distil=TINY_DISTIL)
+    ),
     "power": Row(
         SHORT,
         power.Config(
@@ -417,6 +433,7 @@ ENV_STEPS = {  # real steps in STEPS of a row: envs x window x updates, or episo
     "pets": 4 * STEPS,
     "pilco": 4 * STEPS,
     "pipps": 4 * STEPS,
+    "policy_distillation": 2 * 5 * STEPS,
     "power": 3 * 4 * STEPS,
     "ppo": 3 * 5 * STEPS,
     "reinforce": 3 * 4 * STEPS,
@@ -430,7 +447,7 @@ ENV_STEPS = {  # real steps in STEPS of a row: envs x window x updates, or episo
 # The others' contract is marked slow: one of each family is enough for a quick look.
 REPRESENTATIVE = {"dqn", "dyna_q", "mbpo", "mpc", "pets", "ppo", "sac"}
 DISCRETE_TOO = {"a2c", "npg", "ppo", "reinforce", "trpo"}
-DISCRETE_ONLY = {"dqn", "dyna_q"}
+DISCRETE_ONLY = {"dqn", "dyna_q", "policy_distillation"}
 DOUBLE = {"pilco", "pipps"}  # that refuse less than float64
 NAMES = sorted(module.name for module in pkgutil.iter_modules(algorithms.__path__))
 

@@ -66,7 +66,12 @@ ROWS = {
     ),
     "gradients": ("closed_loop", "*", "windows by_name"),
     "policy_gradient": ("actor_critic", "experience", "*"),
-    "value_learning": ("parts off_policy", "*", "by_name branching", "validity"),
+    "value_learning": (
+        "parts off_policy",
+        "*",
+        "by_name branching distillation",
+        "validity",
+    ),
     "local_policies": ("controllers", "*", "experience"),
     "training": ("checkpoints", "*"),
     "experiments.runs": (

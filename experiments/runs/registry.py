@@ -5,7 +5,8 @@ import difflib
 import importlib
 import importlib.util
 import pkgutil
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -13,11 +14,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments.runs import command_flags, jax_settings, renamed, run_folder
+from experiments.runs import command_flags, jax_settings, paths, renamed, run_folder
 from mbrl_jax import algorithms, envs
-from mbrl_jax.envs import simulator
+from mbrl_jax.envs import multi_task, simulator
 from mbrl_jax.training import population, train
-from mbrl_jax.types import Algorithm, Env, Key, PyTree
+from mbrl_jax.types import Algorithm, Env, Key, Policy, PyTree
 
 SHOWN_EVERYTHING = {"mpc"}  # that plan with the simulator, from the state it is in
 Floats = Mapping[str, float | jax.Array]  # hyperparameters
@@ -82,8 +83,11 @@ def assemble(record: run_folder.Record) -> Run:
     if record["algorithm"] in SHOWN_EVERYTHING and not env.host:
         env = simulator.observe_all(env)
 
+    teachers = _teachers(getattr(config, "teachers", ()), record)
+
     def algorithm(varied: Floats) -> Algorithm:
-        return source.make(env, command_flags.replace(config, varied))
+        own = command_flags.replace(config, varied)
+        return source.make(env, own, *([teachers] if teachers else []))
 
     rows = run_folder.rows(record)
     several = len(rows) > 1
@@ -141,6 +145,44 @@ def load(folder: Path, report: Callable[[str], None], env: str | None = None) ->
         raise OSError(f"{folder} holds no checkpoint yet")
     step, state = saved
     return run._replace(step=step, state=state)
+
+
+def env_of(teachers: Sequence[str]) -> str:
+    """The environment whose tasks are those of these run folders.
+
+    Raises OSError or ValueError if one cannot be read.
+    """
+    records = [run_folder.read(paths.expanded(folder)) for folder in teachers]
+    return multi_task.SIGN.join(record["env"] for record in records)
+
+
+def _teachers(folders: Sequence[str], record: run_folder.Record) -> list[Policy]:
+    """The policies in run folders, for a run of theirs as `record` describes it.
+
+    Raises ValueError, naming the folder, for one that does not fit.
+    """
+    found = []
+    if folders and (tasks := env_of(folders)) != record["env"]:
+        raise ValueError(f"the teachers are of {tasks}, but env is {record['env']}")
+    for name in folders:
+        folder = paths.expanded(name)
+        own = run_folder.read(folder)
+        if own["precision"] != record["precision"]:
+            raise ValueError(
+                f"{folder} has precision {own['precision']}, but this run "
+                f"{record['precision']}"
+            )
+        if (number := len(run_folder.rows(own))) > 1:
+            raise ValueError(f"{folder} holds {number} runs, a teacher is one")
+        run = load(folder, warnings.warn)
+        policy = run.algorithm(run.hyperparameters).policy(run.state)
+        if policy.values is None:
+            raise ValueError(
+                f"{folder}: {own['algorithm']} does not tell what it ranks actions by, "
+                "and cannot teach"
+            )
+        found.append(policy)
+    return found
 
 
 def _check_varied(

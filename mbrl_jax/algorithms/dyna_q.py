@@ -175,7 +175,7 @@ def _greedy(q_values: Array) -> Policy:
     def act(key: Key, obs: Array, memory: PyTree) -> tuple[Array, PyTree]:
         return _act(key, q_values[_place(obs)[0]], 0.0), memory
 
-    return Policy(lambda: (), act)
+    return Policy(lambda: (), act, lambda obs: q_values[_place(obs)[0]])
 
 
 def _step(

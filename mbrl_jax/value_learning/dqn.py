@@ -98,7 +98,8 @@ def make(env: Env, config: Config = Config()) -> ValueLearner:
         return parts.acting(sometimes)
 
     def policy(state: State) -> Policy:
-        return parts.acting(lambda key, obs: best(state.params, obs))
+        acting = parts.acting(lambda key, obs: best(state.params, obs))
+        return acting._replace(values=lambda obs: network.apply(state.params, obs))
 
     return ValueLearner(
         init,

@@ -1,0 +1,304 @@
+"""The loop of distillation: one student of several teachers, each of its own task.
+
+    where none are given, first: a DQN for each task, `num_teacher_steps` times
+    repeat:
+        act `interval` times in each task, and remember what is seen there
+        `num_updates` times: a step of the student towards what the teachers say there
+
+Tasks are those of `envs.multi_task`; any other environment is one task.  It acts who is
+asked for: the student goes where its own mistakes lead (Ross et al., 2011), the teacher
+where it would.  Teachers are policies that tell what they rank actions by
+(`Policy.values`), and are never changed by what the student learns.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mbrl_jax import gathering, optimizers, policies, replay
+from mbrl_jax.envs import multi_task
+from mbrl_jax.ops import checks, loop
+from mbrl_jax.replay import Replay
+from mbrl_jax.types import Algorithm, Array, Env, Key, Metrics, Params, Policy, PyTree
+from mbrl_jax.value_learning import dqn, off_policy, parts
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Hyperparameters.  A float may be traced, as under vmap; an int fixes a shape."""
+
+    actor: str = "student"  # who acts: student or teacher
+    exploration: float = 0.05  # probability of a random action
+    capacity: int = 10_000  # observations kept of each task
+    interval: int = 100  # steps in each task in an iteration
+    num_updates: int = 100  # in an iteration
+    batch_size: int = 32  # of each task
+    learning_rate: float = 1e-3  # of Adam
+    max_norm: float = 10.0  # of a gradient, above which it is scaled down
+    num_teacher_steps: int = 40  # of DQN in each task, where no teachers are given
+    collect: off_policy.Config = off_policy.Config()  # of these DQN
+    teacher: dqn.Config = dqn.Config()
+
+
+class Student(NamedTuple):
+    """Functions for one example."""
+
+    init: Callable[[Key], Params]
+    values: Callable[[Params, Array], Array]  # (params, obs) -> [K], it takes the best
+    loss: Callable[[Params, Array, Array], Array]
+    # (params, obs, the teacher's values [K]) -> []
+
+
+class Teachers(NamedTuple):
+    """One for each task."""
+
+    init: Callable[[Key], PyTree]
+    learn: Callable[[Key, PyTree], tuple[PyTree, Metrics]]
+    values: Callable[[PyTree, int, Array], Array]  # (state, task, obs of all) -> [K]
+    env_steps: Callable[[PyTree], Array]  # of all, []
+    num_steps: int  # of `learn`
+
+
+class State(NamedTuple):
+    params: Params  # of the student
+    opt_state: optax.OptState
+    teachers: PyTree
+    num_taught: Array  # [] int32, iterations in which teachers learned
+    replay: Replay  # of each task [N, ...]
+    parallel: gathering.ParallelEnvs  # of each task [N, ...]
+    counters: gathering.Counters  # of what the student, or a teacher for it, did
+
+
+def teachers(
+    env: Env, those: Sequence[Policy], named: Sequence[str], config: Config
+) -> Teachers:
+    """Those that are given, or its own.  Raises ValueError if `named` ones are not."""
+    if named and len(named) != len(those):
+        raise ValueError(
+            f"teachers names {len(named)}, but {len(those)} policies are given"
+        )
+    return given(env, those) if those else own(env, config)
+
+
+def given(env: Env, those: Sequence[Policy]) -> Teachers:
+    """Frozen ones, of the tasks of `env` in their order, each of its task's obs.
+
+    Raises ValueError where their number differs, or one cannot teach.
+    """
+    tasks = env.tasks or (env,)
+    if len(those) != len(tasks):
+        raise ValueError(
+            f"{env.name} has {len(tasks)} tasks, but there are {len(those)} teachers"
+        )
+    for task, policy in zip(tasks, those, strict=True):
+        if policy.values is None:
+            raise ValueError(
+                f"the teacher of {task.name} does not tell what it ranks actions by"
+            )
+
+    def values(state: PyTree, task: int, obs: Array) -> Array:
+        found = those[task].values
+        assert found is not None
+        return found(obs[: tasks[task].obs_size])
+
+    return Teachers(
+        init=lambda key: (),
+        learn=lambda key, state: (state, {}),
+        values=values,
+        env_steps=lambda state: jnp.zeros((), jnp.int32),
+        num_steps=0,
+    )
+
+
+def own(env: Env, config: Config) -> Teachers:
+    """A DQN for each task, which learns it alone.  Raises ValueError as `dqn.make`."""
+    learner = parts.learner(dqn.make(env, config.teacher))
+    hooks = off_policy.model_free(learner, config.collect.batch_size)
+    tasks = jnp.arange(len(env.tasks) or 1)
+
+    def algorithm(task: Array) -> Algorithm:
+        return off_policy.make(multi_task.at(env, task), hooks, config.collect)
+
+    def init(key: Key) -> PyTree:
+        keys = jax.random.split(key, len(tasks))
+        return jax.vmap(lambda task, key: algorithm(task).init(key))(tasks, keys)
+
+    def learn(key: Key, state: PyTree) -> tuple[PyTree, Metrics]:
+        def one(task: Array, key: Key, state: PyTree) -> tuple[PyTree, Metrics]:
+            return algorithm(task).step(key, state)
+
+        state, seen = jax.vmap(one)(tasks, jax.random.split(key, len(tasks)), state)
+        return state, {
+            "teacher/return": seen["episode/return"].mean(),
+            "teacher/mse": seen["critic/mse"].mean(),
+            "teacher/non_finite": seen["episode/non_finite"].sum(),
+        }
+
+    def values(state: off_policy.State, task: int, obs: Array) -> Array:
+        found = learner.policy(jax.tree.map(lambda x: x[task], state.learner)).values
+        assert found is not None
+        return found(obs)
+
+    return Teachers(
+        init=init,
+        learn=learn,
+        values=values,
+        env_steps=lambda state: state.counters.env_steps.sum(dtype=jnp.int32),
+        num_steps=config.num_teacher_steps,
+    )
+
+
+def make(env: Env, student: Student, taught: Teachers, config: Config) -> Algorithm:
+    """The loop.  Raises ValueError for a configuration that cannot be."""
+    checks.discrete(env)
+    validate(config)
+    num_tasks = len(env.tasks) or 1
+    tasks = jnp.arange(num_tasks)
+    optimizer = optimizers.clipped_adam(config.learning_rate, config.max_norm)
+
+    def gatherer(task: Array) -> gathering.Gatherer:
+        return gathering.window_gatherer(multi_task.at(env, task), 1, config.interval)
+
+    def policy(state: State) -> Policy:
+        values = partial(student.values, state.params)
+        return _best(values)._replace(values=values)
+
+    def judged(state: PyTree, task: Array, obs: Array) -> Array:
+        """The values [K] of the teacher of a `task`, which may be traced."""
+        ways = [partial(taught.values, state, i) for i in range(num_tasks)]
+        return jax.lax.switch(task, ways, obs)
+
+    def acting(state: State, task: Array) -> Policy:
+        best = policy(state)
+        if config.actor == "teacher":
+            best = _best(partial(judged, state.teachers, task))
+        return _exploring(best, env.num_actions, config.exploration)
+
+    def init(key: Key) -> State:
+        params_key, teacher_key, env_key = jax.random.split(key, 3)
+        params = student.init(params_key)
+        kept = lambda _: replay.init(env.obs_size, 0, config.capacity, discrete=True)
+        start = lambda task, key: gatherer(task).init(key, policies.uniform(env))
+        return State(
+            params,
+            optimizer.init(params),
+            taught.init(teacher_key),
+            jnp.zeros((), jnp.int32),
+            jax.vmap(kept)(tasks),
+            jax.vmap(start)(tasks, jax.random.split(env_key, num_tasks)),
+            gathering.zero_counters(),
+        )
+
+    def teach(key: Key, state: State) -> tuple[State, Metrics]:
+        learned, seen = taught.learn(key, state.teachers)
+        return state._replace(teachers=learned, num_taught=state.num_taught + 1), seen
+
+    def distil(key: Key, state: State) -> tuple[State, Metrics]:
+        act_key, key = jax.random.split(key)
+
+        def gather(task: Array, key: Key, parallel: PyTree) -> gathering.Gathered:
+            return gatherer(task).gather(key, acting(state, task), parallel)
+
+        keys = jax.random.split(act_key, num_tasks)
+        gathered = jax.vmap(gather)(tasks, keys, state.parallel)
+        steps = jax.tree.map(lambda x: x[:, 0], gathered.windows.transitions)
+        data = jax.vmap(replay.insert)(
+            state.replay, steps, jnp.ones((num_tasks, config.interval), bool)
+        )
+        counted = jax.tree.map(  # tasks as environments side by side
+            lambda x: x[:, 0], gathered._replace(parallel=())
+        )
+        state = state._replace(
+            replay=data,
+            parallel=gathered.parallel,
+            counters=gathering.count(state.counters, counted),
+        )
+        state, seen = fit(key, state, (data.size > 0).all())
+        so_far = gathered.returns[..., -1].mean()
+        return state, {**seen, **gathering.report(state.counters, so_far)}
+
+    def fit(key: Key, state: State, ready: Array) -> tuple[State, Metrics]:
+        def update(
+            carry: tuple[Params, optax.OptState], key: Key
+        ) -> tuple[tuple[Params, optax.OptState], Metrics]:
+            params, opt_state = carry
+            keys = jax.random.split(key, num_tasks)
+            draw = lambda key, data: replay.sample(key, data, config.batch_size).obs
+            obs = jax.vmap(draw)(keys, state.replay)  # [N, B, O]
+            told = jnp.stack(
+                [
+                    jax.vmap(partial(taught.values, state.teachers, i))(obs[i])
+                    for i in range(num_tasks)
+                ]
+            )  # [N, B, K]
+
+            def loss(params: Params) -> Array:
+                one = partial(student.loss, params)
+                return jax.vmap(jax.vmap(one))(obs, told).mean()
+
+            value, gradient = jax.value_and_grad(loss)(params)
+            own = jax.vmap(jax.vmap(partial(student.values, params)))(obs)
+            agrees = own.argmax(axis=-1) == told.argmax(axis=-1)
+            carry = parts.descend(optimizer, gradient, opt_state, params)
+            return carry, {"student/loss": value, "student/agreement": agrees.mean()}
+
+        keys = jax.random.split(key, config.num_updates)
+        before = state.params, state.opt_state
+        after, seen = jax.lax.scan(update, before, keys)
+        params, opt_state = jax.tree.map(
+            lambda x, y: jnp.where(ready, x, y), after, before
+        )
+        return state._replace(params=params, opt_state=opt_state), {
+            **jax.tree.map(lambda x: x.mean(), seen),
+            "gradient/skipped_updates": opt_state.num_skipped,
+        }
+
+    def when(
+        due: Array, one: Callable[[State], tuple[State, Metrics]], state: State
+    ) -> tuple[State, Metrics]:
+        """`one(state)`, or the same state and zeros."""
+        shapes = jax.eval_shape(one, state)[1]
+        blank = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        return loop.when(due, lambda carry: one(carry[0]), (state, blank))
+
+    def step(key: Key, state: State) -> tuple[State, Metrics]:
+        teach_key, key = jax.random.split(key)
+        due = state.num_taught < taught.num_steps
+        state, learned = when(due, partial(teach, teach_key), state)
+        state, seen = when(~due, partial(distil, key), state)
+        steps = state.counters.env_steps + taught.env_steps(state.teachers)
+        return state, {**learned, **seen, "env_steps": steps}
+
+    return Algorithm(init, step, policy)
+
+
+def validate(config: Config) -> None:
+    """Raises ValueError, naming the field, for what cannot be."""
+    checks.one_of(config, "actor", ("student", "teacher"))
+    checks.within(config, 0, 1, "exploration")
+    checks.at_least(config, 1, "capacity", "interval", "num_updates", "batch_size")
+    checks.at_least(config, 1, "num_teacher_steps")
+    checks.at_most(config, "interval", "capacity")
+    checks.positive(config, "learning_rate", "max_norm")
+    checks.under("teacher", dqn.validate, config.teacher)
+
+
+def _best(values: Callable[[Array], Array]) -> Policy:
+    return parts.acting(lambda key, obs: values(obs).argmax().astype(jnp.int32))
+
+
+def _exploring(policy: Policy, num_actions: int, share: float | Array) -> Policy:
+    """A random action with probability `share`."""
+
+    def act(key: Key, obs: Array, memory: PyTree) -> tuple[Array, PyTree]:
+        coin_key, other_key, key = jax.random.split(key, 3)
+        action, memory = policy.act(key, obs, memory)
+        other = jax.random.randint(other_key, (), 0, num_actions, jnp.int32)
+        return jnp.where(jax.random.bernoulli(coin_key, share), other, action), memory
+
+    return Policy(policy.init, act)
