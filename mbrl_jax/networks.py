@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 
-from mbrl_jax.types import Array
+from mbrl_jax.types import Array, Params
 
 
 def silu(x: Array) -> Array:
@@ -38,7 +39,15 @@ class MLP(nn.Module):
             x = self.activation(layer(size)(x))
             if masks:
                 x = x * masks[i]
+        self.sow("intermediates", "features", x)  # for `features`; else nothing
         return layer(self.output_size)(x)
+
+
+def features(network: MLP, params: Params, x: Array) -> Array:
+    """What the last layer of an MLP is a linear function of, [F]."""
+    apply: Any = network.apply
+    _, seen = apply(params, x, mutable="intermediates")
+    return seen["intermediates"]["features"][0]
 
 
 class GaussianMLP(nn.Module):

@@ -146,6 +146,8 @@ class Policy(NamedTuple):
     act: Callable[[Key, Array, PyTree], tuple[Array, PyTree]]  # (key, obs, memory)
     values: Callable[[Array], Array] | None = None
     # obs -> what it ranks discrete actions by, values or logits [K]; None: unknown
+    features: Callable[[Array], Array] | None = None
+    # obs -> what these are a linear function of [F]
 
 
 Act = Callable[[Key, Array], tuple[Array, Array]]

@@ -21,6 +21,7 @@ import pytest
 from mbrl_jax import algorithms, rollout
 from mbrl_jax.algorithms import (
     a2c,
+    actor_mimic,
     apg,
     bptt,
     deep_pilco,
@@ -119,6 +120,9 @@ TINY_DISTIL = distillation.Config(
 )
 ROWS = {
     "a2c": Row(SHORT, a2c.Config(num_envs=3, num_updates=2, net=TINY_NET)),
+    "actor_mimic": Row(
+        HALL, actor_mimic.Config(hidden_sizes=(8,), distil=TINY_DISTIL)
+    ),
     "apg": Row(
         SHORT,
         apg.Config(
@@ -409,6 +413,7 @@ ROWS = {
 }
 ENV_STEPS = {  # real steps in STEPS of a row: envs x window x updates, or episodes of 4
     "a2c": 3 * 5 * 2 * STEPS,
+    "actor_mimic": 5 * STEPS,
     "apg": 3 * 4 * 2 * STEPS,
     "bptt": 4 * STEPS,
     "deep_pilco": 4 * STEPS,
@@ -447,7 +452,7 @@ ENV_STEPS = {  # real steps in STEPS of a row: envs x window x updates, or episo
 # The others' contract is marked slow: one of each family is enough for a quick look.
 REPRESENTATIVE = {"dqn", "dyna_q", "mbpo", "mpc", "pets", "ppo", "sac"}
 DISCRETE_TOO = {"a2c", "npg", "ppo", "reinforce", "trpo"}
-DISCRETE_ONLY = {"dqn", "dyna_q", "policy_distillation"}
+DISCRETE_ONLY = {"actor_mimic", "dqn", "dyna_q", "policy_distillation"}
 DOUBLE = {"pilco", "pipps"}  # that refuse less than float64
 NAMES = sorted(module.name for module in pkgutil.iter_modules(algorithms.__path__))
 

@@ -65,8 +65,8 @@ def make(
         heads = network.apply(params, obs).reshape(num_tasks, env.num_actions)
         return heads[multi_task.which(env, obs)]
 
-    def loss(params: Params, obs: Array, told: Array) -> Array:
-        return kinds[config.loss](values(params, obs), told)
+    def loss(params: Params, task: int, obs: Array, said: distillation.Said) -> Array:
+        return kinds[config.loss](values(params, obs), said.values)
 
     student = distillation.Student(
         init=lambda key: network.init(key, jnp.zeros(env.obs_size)),

@@ -46,7 +46,11 @@ def most_likely(logits: Array, teacher: Array) -> Array:
 
 
 def squared_error(values: Array, teacher: Array) -> Array:
-    """Of all values of the teacher, summed (Rusu et al., 2016, Eq. (2)); [K] -> []."""
+    """Of all values of the teacher, summed (Rusu et al., 2016, Eq. (2)); [K] -> [].
+
+    Or of its features, where the student's are mapped to them by a learned function
+    (Parisotto et al., 2016, "Actor-mimic", Sec. 3).
+    """
     return jnp.square(values - jax.lax.stop_gradient(teacher)).sum()
 
 
@@ -60,10 +64,3 @@ def sharpened_divergence(
     """
     log_p = jax.nn.log_softmax(jax.lax.stop_gradient(teacher) / temperature)
     return jnp.exp(log_p) @ (log_p - jax.nn.log_softmax(logits))
-
-
-def feature_regression(features: Array, teacher: Array) -> Array:
-    """Half the squared distance of features, those of the student mapped by a learned
-    function to the teacher's [F]; [] (Parisotto et al., 2016, "Actor-mimic", Sec. 3).
-    """
-    return jnp.square(features - jax.lax.stop_gradient(teacher)).sum() / 2

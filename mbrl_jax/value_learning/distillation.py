@@ -14,7 +14,7 @@ where it would.  Teachers are policies that tell what they rank actions by
 import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -45,13 +45,19 @@ class Config:
     teacher: dqn.Config = dqn.Config()
 
 
+class Said(NamedTuple):
+    """By a teacher."""
+
+    values: Array  # [K] what it ranks actions by
+    features: Array  # [F] what these are a linear function of; F is 0 if unknown
+
+
 class Student(NamedTuple):
     """Functions for one example."""
 
     init: Callable[[Key], Params]
     values: Callable[[Params, Array], Array]  # (params, obs) -> [K], it takes the best
-    loss: Callable[[Params, Array, Array], Array]
-    # (params, obs, the teacher's values [K]) -> []
+    loss: Callable[[Params, int, Array, Said], Array]  # (params, task, obs, said) -> []
 
 
 class Teachers(NamedTuple):
@@ -59,7 +65,7 @@ class Teachers(NamedTuple):
 
     init: Callable[[Key], PyTree]
     learn: Callable[[Key, PyTree], tuple[PyTree, Metrics]]
-    values: Callable[[PyTree, int, Array], Array]  # (state, task, obs of all) -> [K]
+    say: Callable[[PyTree, int, Array], Said]  # (state, task, obs)
     env_steps: Callable[[PyTree], Array]  # of all, []
     num_steps: int  # of `learn`
 
@@ -101,15 +107,13 @@ def given(env: Env, those: Sequence[Policy]) -> Teachers:
                 f"the teacher of {task.name} does not tell what it ranks actions by"
             )
 
-    def values(state: PyTree, task: int, obs: Array) -> Array:
-        found = those[task].values
-        assert found is not None
-        return found(obs[: tasks[task].obs_size])
+    def say(state: PyTree, task: int, obs: Array) -> Said:
+        return _said(those[task], obs[: tasks[task].obs_size])
 
     return Teachers(
         init=lambda key: (),
         learn=lambda key, state: (state, {}),
-        values=values,
+        say=say,
         env_steps=lambda state: jnp.zeros((), jnp.int32),
         num_steps=0,
     )
@@ -139,18 +143,29 @@ def own(env: Env, config: Config) -> Teachers:
             "teacher/non_finite": seen["episode/non_finite"].sum(),
         }
 
-    def values(state: off_policy.State, task: int, obs: Array) -> Array:
-        found = learner.policy(jax.tree.map(lambda x: x[task], state.learner)).values
-        assert found is not None
-        return found(obs)
+    def say(state: PyTree, task: int, obs: Array) -> Said:
+        one = jax.tree.map(lambda x: x[task], state.learner)
+        return _said(learner.policy(one), obs)
 
     return Teachers(
         init=init,
         learn=learn,
-        values=values,
+        say=say,
         env_steps=lambda state: state.counters.env_steps.sum(dtype=jnp.int32),
         num_steps=config.num_teacher_steps,
     )
+
+
+def num_features(env: Env, taught: Teachers) -> list[int]:
+    """Of each teacher.  Raises ValueError, naming its task, if one has none."""
+    sizes = []
+    for i, task in enumerate(env.tasks or (env,)):
+        say = lambda key, i=i: taught.say(taught.init(key), i, jnp.zeros(env.obs_size))
+        said: Any = jax.eval_shape(say, jax.random.key(0))
+        sizes.append(said.features.shape[0])
+        if not sizes[-1]:
+            raise ValueError(f"the teacher of {task.name} does not tell its features")
+    return sizes
 
 
 def make(env: Env, student: Student, taught: Teachers, config: Config) -> Algorithm:
@@ -170,7 +185,11 @@ def make(env: Env, student: Student, taught: Teachers, config: Config) -> Algori
 
     def judged(state: PyTree, task: Array, obs: Array) -> Array:
         """The values [K] of the teacher of a `task`, which may be traced."""
-        ways = [partial(taught.values, state, i) for i in range(num_tasks)]
+
+        def values(i: int, obs: Array) -> Array:
+            return taught.say(state, i, obs).values
+
+        ways = [partial(values, i) for i in range(num_tasks)]
         return jax.lax.switch(task, ways, obs)
 
     def acting(state: State, task: Array) -> Policy:
@@ -230,20 +249,22 @@ def make(env: Env, student: Student, taught: Teachers, config: Config) -> Algori
             keys = jax.random.split(key, num_tasks)
             draw = lambda key, data: replay.sample(key, data, config.batch_size).obs
             obs = jax.vmap(draw)(keys, state.replay)  # [N, B, O]
-            told = jnp.stack(
-                [
-                    jax.vmap(partial(taught.values, state.teachers, i))(obs[i])
-                    for i in range(num_tasks)
-                ]
-            )  # [N, B, K]
+            said = [
+                jax.vmap(partial(taught.say, state.teachers, i))(obs[i])
+                for i in range(num_tasks)
+            ]  # [B, ...] of each task; features need not be as many
 
             def loss(params: Params) -> Array:
-                one = partial(student.loss, params)
-                return jax.vmap(jax.vmap(one))(obs, told).mean()
+                each = [
+                    jax.vmap(partial(student.loss, params, i))(obs[i], said[i]).mean()
+                    for i in range(num_tasks)
+                ]
+                return jnp.stack(each).mean()
 
             value, gradient = jax.value_and_grad(loss)(params)
             own = jax.vmap(jax.vmap(partial(student.values, params)))(obs)
-            agrees = own.argmax(axis=-1) == told.argmax(axis=-1)
+            best = jnp.stack([x.values for x in said]).argmax(axis=-1)
+            agrees = own.argmax(axis=-1) == best
             carry = parts.descend(optimizer, gradient, opt_state, params)
             return carry, {"student/loss": value, "student/agreement": agrees.mean()}
 
@@ -286,6 +307,12 @@ def validate(config: Config) -> None:
     checks.at_most(config, "interval", "capacity")
     checks.positive(config, "learning_rate", "max_norm")
     checks.under("teacher", dqn.validate, config.teacher)
+
+
+def _said(policy: Policy, obs: Array) -> Said:
+    assert policy.values is not None
+    features = policy.features(obs) if policy.features else jnp.zeros(0, obs.dtype)
+    return Said(policy.values(obs), features)
 
 
 def _best(values: Callable[[Array], Array]) -> Policy:

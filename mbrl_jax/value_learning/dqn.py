@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from mbrl_jax import optimizers
-from mbrl_jax.networks import MLP
+from mbrl_jax.networks import MLP, features
 from mbrl_jax.ops import checks
 from mbrl_jax.types import Array, Env, Key, Metrics, Params, Policy
 from mbrl_jax.value_learning import parts
@@ -99,7 +99,10 @@ def make(env: Env, config: Config = Config()) -> ValueLearner:
 
     def policy(state: State) -> Policy:
         acting = parts.acting(lambda key, obs: best(state.params, obs))
-        return acting._replace(values=lambda obs: network.apply(state.params, obs))
+        return acting._replace(
+            values=lambda obs: network.apply(state.params, obs),
+            features=lambda obs: features(network, state.params, obs),
+        )
 
     return ValueLearner(
         init,

@@ -81,8 +81,6 @@ def test_squares():
     squares = ((STUDENT - TEACHER) ** 2).sum()
     found = distillation.squared_error(jnp.asarray(STUDENT), TEACHER)
     np.testing.assert_allclose(found, squares, rtol=1e-6)
-    found = distillation.feature_regression(jnp.asarray(STUDENT), TEACHER)
-    np.testing.assert_allclose(found, squares / 2, rtol=1e-6)
 
 
 def test_nothing_goes_into_the_teacher():
@@ -91,6 +89,5 @@ def test_nothing_goes_into_the_teacher():
         lambda teacher: distillation.soft_and_hard(student, teacher, 2, 3.0, 0.2),
         lambda teacher: distillation.sharpened_divergence(student, teacher, 0.5),
         lambda teacher: distillation.squared_error(student, teacher),
-        lambda teacher: distillation.feature_regression(student, teacher),
     ):
         assert (jax.grad(loss)(jnp.asarray(TEACHER)) == 0).all()
