@@ -120,9 +120,7 @@ TINY_DISTIL = distillation.Config(
 )
 ROWS = {
     "a2c": Row(SHORT, a2c.Config(num_envs=3, num_updates=2, net=TINY_NET)),
-    "actor_mimic": Row(
-        HALL, actor_mimic.Config(hidden_sizes=(8,), distil=TINY_DISTIL)
-    ),
+    "actor_mimic": Row(HALL, actor_mimic.Config(hidden_sizes=(8,), distil=TINY_DISTIL)),
     "apg": Row(
         SHORT,
         apg.Config(
