@@ -340,6 +340,12 @@ def test_actions_are_greedy_but_for_epsilon_and_ties_are_broken_at_random():
         assert (np.abs(shares - expected) <= error).all()
 
 
+def test_the_policy_tells_the_values_that_it_acts_by():
+    q_values = jnp.arange(8.0).reshape(4, 2)
+    told = dyna_q._greedy(q_values).values(jnp.eye(4)[2])
+    np.testing.assert_array_equal(told, [4, 5])
+
+
 def test_the_policy_is_greedy():
     algorithm = dyna_q.make(HALL)
 

@@ -139,3 +139,13 @@ def test_it_is_for_discrete_actions():
         dqn.make(point_mass.make(), CONFIG)
     with pytest.raises(ValueError, match=r"exploration is 1\.5, must be from 0 to 1"):
         dqn.make(CORRIDOR, dqn.Config(exploration=1.5))
+
+
+def test_the_policy_tells_its_values_and_what_they_are_made_of():
+    """Those that it acts by, not the ones that move slowly."""
+    method, state = start()
+    policy = method.policy(state)
+    for cell, obs in enumerate(jnp.eye(3, dtype=jnp.float32)):
+        np.testing.assert_allclose(policy.values(obs), Q[cell])
+        np.testing.assert_allclose(policy.features(obs), obs)  # no hidden layer
+        assert policy.act(jax.random.key(0), obs, ())[0] == Q[cell].argmax()
