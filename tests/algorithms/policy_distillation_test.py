@@ -116,6 +116,7 @@ def test_who_is_asked_for_acts(actor: str):
 def test_teachers_of_its_own_learn_first_and_then_stay():
     own = dataclasses.replace(
         DISTIL,
+        interval=20,
         num_teacher_steps=2,
         num_updates=2,
         collect=off_policy.Config(capacity=20, warmup=5, interval=10, batch_size=4),
