@@ -97,7 +97,7 @@ def jittered(key: Key, x: Array) -> Array:
     """A picture [64] shifted in both directions, between pixels linearly, and noise."""
     shift_key, noise_key = jax.random.split(key)
     shift = jax.random.uniform(shift_key, (2,), minval=-SHIFT, maxval=SHIFT)
-    where = jnp.meshgrid(*(jnp.arange(WIDTH) + shift[:, None]), indexing="ij")
+    where = jnp.meshgrid(*(jnp.arange(WIDTH)[None] + shift[:, None]), indexing="ij")
     moved = jax.scipy.ndimage.map_coordinates(x.reshape(WIDTH, WIDTH), where, order=1)
     return moved.ravel() + NOISE * jax.random.normal(noise_key, x.shape)
 
