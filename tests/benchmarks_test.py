@@ -427,7 +427,7 @@ def test_the_ratio_to_the_peer_of_pilco_is_of_neighbours(monkeypatch):
         return next(ours)
 
     monkeypatch.setattr(pilco_speed, "ours", lambda case, num_rows: None)
-    monkeypatch.setattr(pilco_speed, "timed", timed)
+    monkeypatch.setattr(peers, "timed", timed)
     monkeypatch.setattr(pilco_speed, "NUM_REPEATS", 3)
     peer = peers.Peer(asked.append, lambda: next(answers))
     row = pilco_speed.compare(peer, "rollout", 100)
