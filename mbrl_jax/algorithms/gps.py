@@ -75,7 +75,7 @@ _VARIANTS = ("lagrangian", "badmm", "mdgps")
 class Config:
     """Hyperparameters.  A float may be traced, as under vmap; an int fixes a shape."""
 
-    variant: str = "mdgps"  # or badmm, lagrangian
+    variant: str = "lagrangian"  # or badmm, mdgps
     num_conditions: int = 4  # M, starts
     num_episodes: int = 5  # N, of each of them, in a step of the algorithm
     horizon: int = 0  # T, their steps; 0: of an episode

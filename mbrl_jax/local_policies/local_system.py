@@ -57,7 +57,7 @@ def make(
     costs, slope = jax.vmap(jax.value_and_grad(of_step))(*at)
     second = jax.vmap(jax.hessian(of_step))(*at)
     if convex:
-        second = jax.vmap(lambda x: definite.clip_eigenvalues(x, 0.0))(second)
+        second = jax.vmap(definite.positive_part)(second)
     bend = jnp.einsum("tij,tj->ti", second, z)
     first = slope - bend
     constant = costs - ((slope + first) * z).sum(axis=1) / 2

@@ -58,13 +58,16 @@ Prior = Callable[[Array, Array], NIW]
 # (rows [N, D] of [x; u; x' - x] at one time step, which of them are valid [N])
 
 
-def fit(episodes: Episodes, prior: Prior | None = None) -> Dynamics:
-    """The dynamics of each time step, by least squares or with a prior.
+def fit(episodes: Episodes, prior: Prior | float | Array | None = None) -> Dynamics:
+    """The dynamics of each time step, by least squares or with a prior; a number is the
+    strength of the pooled one.
 
     Rows that are not finite do not count.  Least squares from too few rows are those
     with the smallest gains, in units of the rows' own deviations, and in a step without
     rows x changes as in all the others; no covariance is singular.
     """
+    if prior is not None and not callable(prior):
+        prior = pooled(episodes, prior)
     num_inputs = episodes.obs.shape[-1] + episodes.action.shape[-1]
     rows, valid = rows_of(episodes)
     size, flat = rows.shape[-1] - num_inputs, rows.reshape(-1, rows.shape[-1])

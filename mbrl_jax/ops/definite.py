@@ -156,3 +156,22 @@ def status(definite: Array, *results: Array) -> Array:
 def clip_eigenvalues(matrix: Array, least: float) -> Array:
     values, vectors = jnp.linalg.eigh(matrix)
     return (vectors * jnp.maximum(values, least)[None]) @ vectors.T
+
+
+def positive_part(matrix: Array, num_iterations: int = 60) -> Array:
+    """A symmetric matrix [D, D] with 0 for its negative eigenvalues: (S + |S|) / 2.
+
+    |S| = S sign(S), by Newton and Schulz's iteration for the sign (Higham, "Functions
+    of matrices", 2008, Sec. 5.3): products alone, whereas batches of `eigh` on several
+    devices of one CPU can wait for each other for ever (jaxlib 0.10).  What is smaller
+    than 1.5^-`num_iterations` of the largest eigenvalue may stay.
+    """
+    scale = jnp.sqrt(jnp.square(matrix).sum())
+    sign = matrix / jnp.where(scale > 0, scale, 1)
+
+    def improve(sign: Array, _: None) -> tuple[Array, None]:
+        return 1.5 * sign - 0.5 * sign @ sign @ sign, None
+
+    sign, _ = jax.lax.scan(improve, sign, length=num_iterations)
+    half = (matrix + matrix @ sign) / 2
+    return (half + half.T) / 2

@@ -68,7 +68,10 @@ def program(coupling: str) -> Callable[[Key, float], Run]:
     return go
 
 
-@pytest.mark.parametrize(("coupling", "number"), [("central", 4), ("dnc", 1)])
+@pytest.mark.parametrize(
+    ("coupling", "number"),
+    [("central", 4), pytest.param("dnc", 1, marks=pytest.mark.slow)],
+)
 def test_with_one_context_it_is_trpo(coupling: str, number: int):
     """The same numbers, whatever the penalty: nobody else is there."""
     config = dataclasses.replace(CONFIG, coupling=coupling, num_contexts=number)

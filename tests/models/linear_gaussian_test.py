@@ -12,13 +12,8 @@ from mbrl_jax.models.linear_gaussian import NIW, Dynamics, Episodes
 from mbrl_jax.types import Array, Gaussian, Transition
 
 PRECISIONS = pytest.mark.parametrize("x64", [False, True])
-insert, least_squares = jax.jit(replay.insert), jax.jit(linear_gaussian.fit)
+insert, fit = jax.jit(replay.insert), jax.jit(linear_gaussian.fit)
 latest = jax.jit(linear_gaussian.latest, static_argnums=(1, 2, 3))
-
-
-@jax.jit
-def fit(data: Episodes, strength: float) -> Dynamics:
-    return linear_gaussian.fit(data, linear_gaussian.pooled(data, strength))
 
 
 @pytest.fixture(autouse=True)
@@ -286,9 +281,9 @@ def test_the_unit_of_the_actions_makes_no_difference():
         linear_gaussian.fit(data._replace(obs=1j * data.obs))
 
 
-def test_without_a_prior_it_is_least_squares():
+def test_without_a_prior_it_is_fit():
     data = several(30, 3)
-    found = least_squares(data)
+    found = fit(data)
     for t in range(3):
         valid = data.valid[:, t]
         ones = np.ones((valid.sum(), 1))
@@ -307,7 +302,7 @@ def test_too_few_rows_are_no_reason_for_singular_covariances(x64: bool, number: 
     data = several(4, 5)
     data.valid[:] = np.arange(4)[:, None] < number
     with jax.enable_x64(x64):
-        found = jax.tree.map(np.asarray, least_squares(data))
+        found = jax.tree.map(np.asarray, fit(data))
     assert all(np.isfinite(x).all() for x in found)
     assert np.linalg.eigvalsh(found.cov.astype(float)).min() > 0
     inputs = np.concatenate([data.obs, data.action], axis=2)

@@ -148,3 +148,16 @@ def test_inverse() -> None:
     np.testing.assert_allclose(*slopes, rtol=1e-8)
     for bad in (-matrix, jnp.full((2, 2), jnp.nan)):
         assert jnp.isnan(definite.inverse(bad)[1])
+
+
+@pytest.mark.parametrize("size", [1, 2, 6])
+@pytest.mark.parametrize("unit", [1e-6, 1.0, 1e6])
+def test_the_positive_part_has_no_negative_eigenvalues(size: int, unit: float):
+    rng = np.random.default_rng(size)
+    half = rng.normal(size=(20, size, size)) * unit
+    both = half + half.transpose(0, 2, 1)
+    both[0] = 0
+    values, vectors = np.linalg.eigh(both)
+    expected = (vectors * np.maximum(values, 0)[:, None]) @ vectors.transpose(0, 2, 1)
+    found = jax.jit(jax.vmap(definite.positive_part))(jnp.array(both, jnp.float32))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * unit)
