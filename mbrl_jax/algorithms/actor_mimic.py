@@ -11,8 +11,7 @@ of the expert, and f_i a linear map, learned with the student for each expert: t
 student's features have to hold what the expert's do (Sec. 3).  Teachers are named as
 for `policy_distillation`.
 Deviations: KL in place of the cross-entropy, from which it differs by a constant; the
-network is told which task it is, which pictures of
-games tell by themselves.
+network is told which task it is, which pictures of games tell by themselves.
 """
 
 import dataclasses
