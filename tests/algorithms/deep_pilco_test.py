@@ -99,6 +99,7 @@ def test_the_reward_is_what_a_gaussian_with_the_particles_moments_expects(
     assert metrics["imagined/return"] == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_every_update_draws_masks_and_starts_anew(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -68,10 +68,8 @@ def program(coupling: str) -> Callable[[Key, float], Run]:
     return go
 
 
-@pytest.mark.parametrize(
-    ("coupling", "number"),
-    [("central", 4), pytest.param("dnc", 1, marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("coupling", "number"), [("central", 4), ("dnc", 1)])
 def test_with_one_context_it_is_trpo(coupling: str, number: int):
     """The same numbers, whatever the penalty: nobody else is there."""
     config = dataclasses.replace(CONFIG, coupling=coupling, num_contexts=number)
@@ -103,6 +101,7 @@ class Caught(Exception):
     """The policy that was to gather."""
 
 
+@pytest.mark.slow
 def test_an_episode_keeps_the_policy_of_the_context_nearest_to_its_start():
     def gather(key: Key, policy: Policy, parallel: PyTree) -> Any:
         raise Caught(policy)
@@ -158,6 +157,7 @@ def means_of(state: PyTree) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(own), np.asarray(centre)
 
 
+@pytest.mark.slow
 def test_the_centre_does_what_each_policy_does_at_its_own_observations():
     """Just fitted, and in new units; where nobody begins anew it can be compared."""
     state = jax.tree.map(lambda x: x[PERIOD - 1], run("distral", 0.0).after)

@@ -149,6 +149,7 @@ def test_the_weight_of_the_lagrangian_rises_beyond_the_bound(bound: float, sign:
     assert not after.pulls.duals.any()
 
 
+@pytest.mark.slow
 def test_a_step_of_mdgps_goes_as_far_from_the_network_as_it_may():
     before, after, old_mean, _ = two_steps("mdgps")
     precision, cov = np.linalg.inv(before.network.cov), after.controllers.cov[:, 0]

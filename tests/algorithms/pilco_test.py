@@ -49,9 +49,8 @@ def policy_of(kind: str) -> tuple[moment_policies.MomentPolicy, Params]:
     return made, jax.tree.map(lambda x: x + 0.3 * nudge.normal(size=x.shape), params)
 
 
-@pytest.mark.parametrize(
-    "kind", [pytest.param("linear", marks=pytest.mark.slow), "rbf"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["linear", "rbf"])
 def test_a_step_of_the_belief_against_samples(kind: str) -> None:
     """State, angle, policy, squashing, process: all of a small step is nearly linear,
     so that what is between may be taken for Gaussian."""

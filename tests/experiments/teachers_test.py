@@ -53,6 +53,7 @@ def test_their_environments_are_the_tasks(tmp_path: Path, teacher: Path) -> None
     assert (folder / "evaluation.json").exists()
 
 
+@pytest.mark.slow
 def test_one_that_does_not_fit_is_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

@@ -296,6 +296,7 @@ def noisy_linear(horizon: int) -> ExpectedReturn:
     )
 
 
+@pytest.mark.slow
 def test_batch_importance_is_unbiased_and_varies_less():
     problem, num_samples = noisy_linear(3), 100
     problem = problem._replace(system=linear(noise_std=0.3))

@@ -311,6 +311,7 @@ def test_too_few_rows_are_no_reason_for_singular_covariances(x64: bool, number: 
     np.testing.assert_allclose(gap, 0, atol=1e-8 if x64 else 1e-2)
 
 
+@pytest.mark.slow
 def test_conditions_are_a_batch_axis():
     data = [several(8, 4, seed) for seed in range(2)]
     both = jax.vmap(linear_gaussian.fit)(
@@ -360,6 +361,7 @@ def bent(number: int, seed: int) -> Episodes:
     return Episodes(obs, action, np.abs(obs) + action / 2, valid)
 
 
+@pytest.mark.slow
 def test_a_mixture_knows_what_one_gaussian_does_not():
     """Two rows are too few for three numbers; the cluster that they are of knows."""
     many, few = bent(200, 0), bent(2, 1)
@@ -374,6 +376,7 @@ def test_a_mixture_knows_what_one_gaussian_does_not():
     assert np.abs(fit(few, 1.0).F - exact).max() > 0.3
 
 
+@pytest.mark.slow
 def test_a_model_is_a_prior_where_the_rows_are():
     """Of strength 1e9 it is all that counts."""
     model = lambda obs, action: Gaussian(jnp.abs(obs) + action / 2, jnp.full(1, 0.3))
