@@ -2,12 +2,14 @@
 
     python -m benchmarks.mutants                  # all of them, hours
     python -m benchmarks.mutants --only=shac      # those whose file or tests say so
+    python -m benchmarks.mutants --missing        # those without a result: go on
 
 The edits are in mutants.toml.  Each is made in a copy of the working tree, never here;
 before that the tests have to pass there as they are.  A test run that hangs counts as
 one that fails.  Writes results/mutants.json after each edit, and fails if one survives.
 """
 
+import itertools
 import json
 import os
 import shutil
@@ -29,6 +31,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "mutants.json"
 TIMEOUT = 1200  # seconds
 
 _ONLY = flags.DEFINE_string("only", "", "part of the name of a file or of a test")
+_MISSING = flags.DEFINE_bool("missing", False, "only those without a result")
 
 
 class Mutant(NamedTuple):
@@ -49,16 +52,19 @@ def main(argv: Sequence[str]) -> None:
     found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     known = {mutant.name for mutant in table()}
     found = {name: x for name, x in found.items() if name in known}
+    if _MISSING.value:
+        chosen = [x for x in chosen if x.name not in found]
+    chosen = sorted(chosen, key=lambda mutant: mutant.tests)
     with tempfile.TemporaryDirectory() as folder:
         copy(Path(folder))
-        for tests in sorted({mutant.tests for mutant in chosen}):
+        for tests, group in itertools.groupby(chosen, key=lambda mutant: mutant.tests):
             if not passes(Path(folder), tests):
                 raise app.UsageError(f"{tests} fails without an edit")
-        for mutant in chosen:
-            caught = is_caught(mutant, Path(folder))
-            found[mutant.name] = {"tests": mutant.tests, "caught": caught}
-            print("caught  " if caught else "SURVIVED", mutant.name, flush=True)
-            run_folder.write_json(RESULTS, dict(sorted(found.items())))
+            for mutant in group:
+                caught = is_caught(mutant, Path(folder))
+                found[mutant.name] = {"tests": mutant.tests, "caught": caught}
+                print("caught  " if caught else "SURVIVED", mutant.name, flush=True)
+                run_folder.write_json(RESULTS, dict(sorted(found.items())))
     survivors = [x for x in chosen if not found[x.name]["caught"]]
     print(f"{len(chosen) - len(survivors)} of {len(chosen)} are caught")
     sys.exit(bool(survivors))
