@@ -18,7 +18,7 @@ import optax
 
 from mbrl_jax import replay
 from mbrl_jax.replay import Replay
-from mbrl_jax.types import Array, Key, Params, Policy, PyTree
+from mbrl_jax.types import Array, Key, Params, Policy, PyTree, Transition
 
 
 def ask(key: Key, teacher: Policy, obs: Array) -> Array:
@@ -30,6 +30,12 @@ def ask(key: Key, teacher: Policy, obs: Array) -> Array:
 
     keys = jax.random.split(key, obs.shape[0])
     return jax.lax.scan(one, teacher.init(), (keys, obs))[1]
+
+
+def rows(obs: Array, action: Array) -> Transition:
+    """Answers: what is to be done [N, A] at each obs [N, O]; all else is 0."""
+    zero, never = jnp.zeros(len(obs)), jnp.zeros(len(obs), bool)
+    return Transition(obs, action, zero, obs, never, never)
 
 
 def fit(

@@ -48,7 +48,6 @@ from mbrl_jax.types import (
     Params,
     Policy,
     PyTree,
-    Transition,
 )
 
 
@@ -257,12 +256,9 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
 
 def _answers(rows: Samples, means: Array) -> replay.Replay:
     """`means` [N, T, A] as what is done at the observations of rows [N, T, ...]."""
-    size, shape = rows.valid.size, rows.valid.shape
-    zero, never = jnp.zeros(shape), jnp.zeros(shape, bool)
-    asked = Transition(rows.obs, means, zero, rows.obs, never, never)
-    flat = jax.tree.map(lambda x: x.reshape(size, *x.shape[2:]), asked)
-    empty = replay.init(rows.obs.shape[-1], means.shape[-1], size)
-    return replay.insert(empty, flat, rows.valid.ravel())
+    obs, means = (x.reshape(-1, x.shape[-1]) for x in (rows.obs, means))
+    empty = replay.init(obs.shape[1], means.shape[1], len(obs))
+    return replay.insert(empty, imitation.rows(obs, means), rows.valid.ravel())
 
 
 def _merged(before: RunningStats, obs: Array, valid: Array) -> RunningStats:

@@ -65,7 +65,6 @@ from mbrl_jax.types import (
     Params,
     Policy,
     PyTree,
-    Transition,
 )
 
 _VARIANTS = ("lagrangian", "badmm", "mdgps")
@@ -367,11 +366,9 @@ def _seeing(network: _Network, seen: Episodes) -> _Network:
 
 def _answers(obs: Array, action: Array) -> replay.Replay:
     """Rows of observations and what is to be done there."""
-    number = len(obs)
-    zeros, flags = jnp.zeros(number), jnp.zeros(number, bool)
-    rows = Transition(obs, action, zeros, obs, flags, flags)
-    empty = replay.init(obs.shape[1], action.shape[1], number)
-    return empty._replace(data=rows, size=jnp.full((), number, jnp.int32))
+    empty = replay.init(obs.shape[1], action.shape[1], len(obs))
+    size = jnp.full((), len(obs), jnp.int32)
+    return empty._replace(data=imitation.rows(obs, action), size=size)
 
 
 def _cost(system: System, controller: Controller) -> Array:

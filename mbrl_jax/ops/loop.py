@@ -22,6 +22,15 @@ def when(due: Array, body: Callable[[PyTree], PyTree], carry: PyTree) -> PyTree:
     return jax.lax.cond(_some(due), move, lambda x: x, carry)
 
 
+def reporting(
+    due: Array, body: Callable[[PyTree], tuple[PyTree, PyTree]], carry: PyTree
+) -> tuple[PyTree, PyTree]:
+    """`when`, of a body that also returns a report: zeros where it is left out."""
+    shapes = jax.eval_shape(body, carry)[1]
+    blank = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    return when(due, lambda both: body(both[0]), (carry, blank))
+
+
 def bounded(
     going: Callable[[PyTree], Array],  # carry -> [] bool
     body: Callable[[PyTree], PyTree],

@@ -279,19 +279,11 @@ def make(env: Env, student: Student, taught: Teachers, config: Config) -> Algori
             "gradient/skipped_updates": opt_state.num_skipped,
         }
 
-    def when(
-        due: Array, one: Callable[[State], tuple[State, Metrics]], state: State
-    ) -> tuple[State, Metrics]:
-        """`one(state)`, or the same state and zeros."""
-        shapes = jax.eval_shape(one, state)[1]
-        blank = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        return loop.when(due, lambda carry: one(carry[0]), (state, blank))
-
     def step(key: Key, state: State) -> tuple[State, Metrics]:
         teach_key, key = jax.random.split(key)
         due = state.num_taught < taught.num_steps
-        state, learned = when(due, partial(teach, teach_key), state)
-        state, seen = when(~due, partial(distil, key), state)
+        state, learned = loop.reporting(due, partial(teach, teach_key), state)
+        state, seen = loop.reporting(~due, partial(distil, key), state)
         steps = state.counters.env_steps + taught.env_steps(state.teachers)
         return state, {**learned, **seen, "env_steps": steps}
 

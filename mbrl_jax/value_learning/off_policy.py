@@ -119,11 +119,7 @@ def make(env: Env, hooks: OffPolicyHooks, config: Config) -> Algorithm:
         """The model state, and metrics: zeros before the first time."""
         go = partial(hooks.prepare, key, state.learner)
         known = state.replay, state.counters.env_steps
-        shapes = jax.eval_shape(go, state.model_state, *known)[1]
-        blank = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        return loop.when(
-            ready, lambda old: go(old[0], *known), (state.model_state, blank)
-        )
+        return loop.reporting(ready, lambda old: go(old, *known), state.model_state)
 
     def step(key: Key, state: State) -> tuple[State, Metrics]:
         prepare_key, key = jax.random.split(key)

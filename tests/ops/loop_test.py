@@ -64,3 +64,13 @@ def test_what_is_over_for_all_is_not_computed(starts, number):
 def test_what_is_over_does_not_become_nan():
     root = lambda x: loop.bounded(lambda x: x > 1, lambda x: jnp.sqrt(x), x, LENGTH)
     assert jax.vmap(root)(jnp.array([-1.0, 4.0]))[0] == -1
+
+
+def test_a_report_of_what_is_left_out_is_0():
+    body = lambda x: (x / 2, {"before": x, "number": jnp.int32(3)})
+    run = jax.vmap(lambda due, x: loop.reporting(due, body, x))
+    x, report = run(jnp.array([True, False]), jnp.array([8.0, 6.0]))
+    np.testing.assert_array_equal(x, [4, 6])
+    np.testing.assert_array_equal(report["before"], [8, 0])
+    np.testing.assert_array_equal(report["number"], [3, 0])
+    assert report["number"].dtype == jnp.int32
