@@ -155,13 +155,13 @@ def test_positions_are_led_from_where_they_are_to_the_goal():
 
 
 def test_several_episodes_are_averaged_and_a_broken_one_counts_for_nothing():
-    """Half of the coin's sides pay 1, the others NaN: only parameters whose two
-    episodes were both fine are learned from."""
+    """Half of the coin's sides pay action - 3, the others NaN: only parameters whose two
+    episodes were both fine are learned from, though the others' zeros are more."""
     env = envs.make("probe2")
 
     def step(env_state: Any, action: Array) -> Any:
         after, good = env.step(env_state, action), env_state.obs[0] > 0
-        pay = jnp.where(good, 1.0 + action[0], jnp.nan)
+        pay = jnp.where(good, action[0] - 3.0, jnp.nan)
         return after._replace(reward=pay.astype(after.reward.dtype))
 
     config = dataclasses.replace(CONFIG, num_episodes=2, num_rollouts=15)
@@ -174,8 +174,11 @@ def test_several_episodes_are_averaged_and_a_broken_one_counts_for_nothing():
     assert metrics["episode/non_finite"] > 0
     good, bad = state.returns[state.valid], state.returns[~state.valid]
     assert np.unique(good).size == good.size  # as different as the parameters
-    assert (good > 0).all()  # the mean of 1 + action, not the sum
-    assert (good < 2.5).all()
+    assert (good > -4.5).all()  # the mean of action - 3, not the sum
+    assert (good < -1.5).all()
+    weight = np.exp(-5.0 * (good.max() - good) / (good.max() - good.min()))
+    theta = np.average(state.tried[state.valid], axis=0, weights=weight)
+    np.testing.assert_allclose(state.theta, theta, rtol=1e-4, atol=1e-6)
     assert np.isfinite(bad).all()
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(state))
 
