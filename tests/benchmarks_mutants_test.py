@@ -36,7 +36,7 @@ def test_an_edit_is_caught_or_survives_in_a_copy_alone(tmp_path: Path):
     with pytest.raises(ValueError, match="is there 0 times"):
         mutants.is_caught(Mutant(code.name, "x + y", "", test.name), tmp_path)
     with pytest.raises(ValueError, match="ends with 4"):
-        mutants.passes(tmp_path, "no_such_test.py")
+        mutants.passes(tmp_path, ["no_such_test.py"])
 
 
 @pytest.mark.slow
