@@ -28,12 +28,13 @@ class MLP(nn.Module):
     hidden_sizes: tuple[int, ...]
     output_size: int
     activation: Callable[[Array], Array] = silu
+    kernel_init: Any = _pets_init  # of flax
 
     @nn.compact
     def __call__(self, x: Array, masks: tuple[Array, ...] = ()) -> Array:
         # flax's own default is float32, even where float64 is on
         layer = partial(
-            nn.Dense, kernel_init=_pets_init, param_dtype=jnp.result_type(float)
+            nn.Dense, kernel_init=self.kernel_init, param_dtype=jnp.result_type(float)
         )
         for i, size in enumerate(self.hidden_sizes):
             x = self.activation(layer(size)(x))

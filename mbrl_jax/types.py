@@ -65,6 +65,11 @@ class Env(NamedTuple):
     host: bool = False  # steps outside jax, one run at a time: never vmap it
     belief: Belief | None = None  # where it is known
     tasks: tuple["Env", ...] = ()  # of several as one, see `envs.multi_task`
+    picture: Callable[[EnvState, int, int], Array] | None = None
+    # (one state, height, width) -> [height, width, 3] in [0, 1]; under jit, with a
+    # gradient
+    goal: Callable[[], EnvState] | None = None
+    # what the task is to bring about, where that is one state
 
 
 class Transition(NamedTuple):

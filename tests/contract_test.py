@@ -29,6 +29,8 @@ from mbrl_jax.algorithms import (
     dqn,
     dyna,
     dyna_q,
+    e2c,
+    gcg,
     gps,
     lqr_flm,
     maac,
@@ -48,6 +50,7 @@ from mbrl_jax.algorithms import (
     policy_distillation,
     power,
     ppo,
+    qt_opt,
     reinforce,
     sac,
     shac,
@@ -57,8 +60,8 @@ from mbrl_jax.algorithms import (
     trpo,
 )
 from mbrl_jax.algorithms import mpc as true_mpc
-from mbrl_jax.envs import grid, multi_task, point_mass, simulator
-from mbrl_jax.models import bnn, ensemble, gaussian_process
+from mbrl_jax.envs import grid, multi_task, pixels, planar, point_mass, simulator
+from mbrl_jax.models import bnn, ensemble, gaussian_process, latent
 from mbrl_jax.models import by_name as models
 from mbrl_jax.planners import mpc
 from mbrl_jax.policy_gradient import natural_gradient
@@ -71,7 +74,9 @@ from mbrl_jax.replay import Replay
 from mbrl_jax.types import Algorithm, Array, Env, EnvState, Key, Metrics, PyTree
 from mbrl_jax.value_learning import branching, by_name, distillation, off_policy
 from mbrl_jax.value_learning import dqn as dqn_learner
+from mbrl_jax.value_learning import gcg as gcg_learner
 from mbrl_jax.value_learning import naf as naf_learner
+from mbrl_jax.value_learning import qt_opt as qt_opt_learner
 from mbrl_jax.value_learning import sac as sac_learner
 from mbrl_jax.value_learning import td3 as td3_learner
 from tests import keys, mass
@@ -193,6 +198,31 @@ ROWS = {
     "dyna_q": Row(
         HALL,
         dyna_q.Config(interval=6, num_planning=3, kappa=1e-2),
+    ),
+    "e2c": Row(
+        pixels.make(
+            simulator.time_limit(planar.make(), 4), pixels.Config(size=4, num_frames=1)
+        ),
+        e2c.Config(
+            capacity=10,
+            num_episodes=2,
+            num_updates=2,
+            batch_size=4,
+            plan=mpc.Config(horizon=2, num_samples=3, num_iterations=1),
+            model=latent.Config(2, (8,), (8,), (8,)),
+        ),
+    ),
+    "gcg": Row(
+        SHORT,
+        gcg.Config(
+            TINY_COLLECT,
+            gcg_learner.Config(
+                bootstrap=True,
+                hidden_size=8,
+                encoder_sizes=(8,),
+                plan=mpc.Config(horizon=2, num_samples=4),
+            ),
+        ),
     ),
     "gps": Row(
         SHORT,
@@ -353,6 +383,15 @@ ROWS = {
             learn=ppo_learner.Config(num_epochs=2, num_minibatches=2),
         ),
     ),
+    "qt_opt": Row(
+        SHORT,
+        qt_opt.Config(
+            TINY_COLLECT,
+            qt_opt_learner.Config(
+                hidden_sizes=(8,), lag=4, num_samples=6, num_elites=2, num_iterations=2
+            ),
+        ),
+    ),
     "reinforce": Row(
         SHORT,
         reinforce.Config(
@@ -419,6 +458,8 @@ ENV_STEPS = {  # real steps in STEPS of a row: envs x window x updates, or episo
     "dqn": 5 * STEPS,
     "dyna": 5 * STEPS,
     "dyna_q": 6 * STEPS,
+    "e2c": 2 * 4 * STEPS,
+    "gcg": 5 * STEPS,
     "gps": 2 * 5 * 4 * STEPS,
     "lqr_flm": 5 * 4 * STEPS,
     "maac": 5 * STEPS,
@@ -439,6 +480,7 @@ ENV_STEPS = {  # real steps in STEPS of a row: envs x window x updates, or episo
     "policy_distillation": 2 * 5 * STEPS,
     "power": 3 * 4 * STEPS,
     "ppo": 3 * 5 * STEPS,
+    "qt_opt": 5 * STEPS,
     "reinforce": 3 * 4 * STEPS,
     "sac": 5 * STEPS,
     "shac": 3 * 4 * 2 * STEPS,

@@ -14,16 +14,20 @@ from mbrl_jax.envs import (
     cart_double_pendulum,
     cartpole,
     double_pendulum,
+    driving,
     grid,
     linear_quadratic,
     multi_task,
     pendulum,
+    pixels,
+    planar,
     point_mass,
     probes,
     reacher,
     returned,
     simulator,
     t_maze,
+    two_peaks,
     unicycle,
 )
 from mbrl_jax.types import Env
@@ -39,12 +43,14 @@ _OWN: dict[str, Callable[[], Env]] = {
     "cartpole_pets": cartpole.pets,
     "cartpole_pilco": cartpole.pilco,
     "acrobot": acrobot.make,
+    "driving": driving.make,
     "double_pendulum": double_pendulum.make,
     "pendubot": double_pendulum.pendubot,
     "cart_double_pendulum": cart_double_pendulum.make,
     "unicycle": unicycle.make,
     "reacher": reacher.make,
     "arm": arm.make,
+    "planar": planar.make,
     "point_mass": point_mass.make,
     "windy_point_mass": point_mass.windy,
     "turned_point_mass": point_mass.turned,
@@ -58,6 +64,7 @@ _OWN: dict[str, Callable[[], Env]] = {
     "blocking_maze": grid.blocking_maze,
     "shortcut_maze": grid.shortcut_maze,
     "t_maze": t_maze.make,
+    "two_peaks": two_peaks.make,
     "probe1": probes.probe1,
     "probe2": probes.probe2,
     "probe3": probes.probe3,
@@ -70,6 +77,8 @@ OTHERS = (
     "gymnasium/ID",
     "MODULE:FUNCTION",
     "NAME+NAME",
+    "pixels/NAME",
+    "pixels/NAME/SETTING=VALUE,...",
 )
 
 
@@ -86,7 +95,8 @@ def names_a_module(name: str) -> bool:
 def make(name: str, episode_length: int | None = None) -> Env:
     """One of `names()`, or of `OTHERS`; MODULE:FUNCTION() returns an `Env`.
 
-    NAME+NAME is each of them, from episode to episode, see `multi_task`.
+    NAME+NAME is each of them, from episode to episode, see `multi_task`;
+    pixels/NAME/SETTING=VALUE,... is NAME seen as pictures, see `pixels`.
     `episode_length` is in place of its own.  Raises ValueError for any other name and
     for what cannot be made.
     """
@@ -109,6 +119,9 @@ def _made(name: str) -> Env:
         # Here and not above: importing brax or gymnasium takes seconds.
         brax = importlib.import_module("mbrl_jax.envs.brax")
         return brax.make(*rest.split("/", 1))
+    if library == "pixels" and rest:
+        seen, _, settings = rest.partition("/")
+        return pixels.make(make(seen), pixels.parse(settings))
     if names_a_module(name):
         return _of_module(name)
     near = difflib.get_close_matches(name, _OWN, n=1)

@@ -41,6 +41,7 @@ def make_env(
     num_actions: int = 0,
     episode_length: int,
     belief: Belief | None = None,
+    goal: Callable[[], PyTree] | None = None,  # -> state
 ) -> Env:
     """Clips actions, counts time, and keeps the types of a state from step to step.
 
@@ -74,8 +75,9 @@ def make_env(
         step = lambda state: move(state, nothing(see(state).dtype))
         return returned.lasting_types(first, step, f"{name}: dynamics")
 
-    def reset(key: Key) -> EnvState:
-        state = returned.like(first(key), types(jnp.result_type(float)))
+    def at_rest(state: PyTree) -> EnvState:
+        """An episode that begins there."""
+        state = returned.like(state, types(jnp.result_type(float)))
         obs = see(state)
         return EnvState(
             obs=obs,
@@ -85,6 +87,9 @@ def make_env(
             time=jnp.zeros((), jnp.int32),
             sim=Sim(state, nothing(obs.dtype)),
         )
+
+    def reset(key: Key) -> EnvState:
+        return at_rest(first(key))
 
     def step(env_state: EnvState, action: Array) -> EnvState:
         action, obs = clip(action), env_state.obs
@@ -107,6 +112,10 @@ def make_env(
         picture = raster.stack(shapes(sim.state) + gauges)
         return raster.to_uint8(raster.paint(picture, view))
 
+    def picture(env_state: EnvState, height: int, width: int) -> Array:
+        seen = raster.resized(view, height, width)
+        return raster.paint(raster.stack(shapes(env_state.sim.state)), seen)
+
     draw_all = jax.jit(lambda sims: jax.lax.map(draw, sims))
     start = jax.eval_shape(lambda: reset(jax.random.key(0)))
     jax.eval_shape(step, start, start.sim.action)  # what does not work fails here
@@ -123,6 +132,8 @@ def make_env(
         terminal=lambda obs, action, next_obs: end(obs, clip(action), next_obs),
         render=lambda env_states: draw_all(env_states.sim),
         belief=belief,
+        picture=picture,
+        goal=goal and (lambda: at_rest(goal())),
     )
 
 
@@ -168,7 +179,7 @@ def _showing(env: Env, show: Callable[[EnvState], PyTree]) -> Env:
     def wrap(env_state: EnvState) -> EnvState:
         return env_state._replace(obs=show(env_state), sim=env_state)
 
-    draw = env.render
+    draw, paint, goal = env.render, env.picture, env.goal
     return env._replace(
         reset=lambda key: wrap(env.reset(key)),
         step=lambda env_state, action: wrap(env.step(env_state.sim, action)),
@@ -176,6 +187,8 @@ def _showing(env: Env, show: Callable[[EnvState], PyTree]) -> Env:
         terminal=None,
         belief=None,
         render=draw and (lambda env_states: draw(env_states.sim)),
+        picture=paint and (lambda state, *size: paint(state.sim, *size)),
+        goal=goal and (lambda: wrap(goal())),
     )
 
 

@@ -101,8 +101,17 @@ def lanes(values: Array, limit: float) -> list[Shapes]:
     return shapes
 
 
-def paint(shapes: Shapes, view: View, *, background: Colour = PAPER) -> Array:
-    """The picture, [height, width, 3] in [0, 1]; row 0 is the top."""
+def resized(view: View, height: int, width: int) -> View:
+    """All that `view` shows, and what is beside that if the sides' ratio is another."""
+    least = view.half_height * view.width / view.height * height / width
+    half_height = max(view.half_height, least)
+    return view._replace(half_height=half_height, height=height, width=width)
+
+
+def paint(shapes: Shapes, view: View, *, background: Colour | Array = PAPER) -> Array:
+    """The picture, [height, width, 3] in [0, 1]; row 0 is the top.
+
+    `background` is a colour, or another picture of the same size."""
     pixel = 2 * view.half_height / view.height  # world units
     columns, rows = jnp.arange(view.width), jnp.arange(view.height)
     x = view.centre[0] + (columns + 0.5 - view.width / 2) * pixel  # [width]

@@ -155,8 +155,8 @@ def test_positions_are_led_from_where_they_are_to_the_goal():
 
 
 def test_several_episodes_are_averaged_and_a_broken_one_counts_for_nothing():
-    """Half of the coin's sides pay action - 3, the others NaN: only parameters whose two
-    episodes were both fine are learned from, though the others' zeros are more."""
+    """Half of the coin's sides pay action - 3, the others NaN: only parameters whose
+    two episodes were both fine are learned from, though the others' zeros are more."""
     env = envs.make("probe2")
 
     def step(env_state: Any, action: Array) -> Any:

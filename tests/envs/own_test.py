@@ -22,13 +22,15 @@ continuous = pytest.mark.parametrize(
     "name", [name for name in envs.names() if name not in DISCRETE]
 )
 INVOLVED = ("unicycle", "cart_double_pendulum", "pendubot")  # long programs
-SAME_START = ("probe1", "probe3", "probe4", *GRIDS)
+SAME_START = ("probe1", "probe3", "probe4", "two_peaks", *GRIDS)
 ENDING = (  # by the random actions of these tests
     "cartpole",
     "cartpole_balance",
     "cartpole_no_velocity",
     "detour1",
+    "driving",
     "gridworld",
+    "two_peaks",
 )
 ENDLESS = [name for name in envs.names() if name[:5] != "probe" and name not in ENDING]
 OPTIMAL_RETURNS = {
