@@ -23,6 +23,7 @@ from experiments.reports import products
 from experiments.runs import (
     command_flags,
     faults,
+    heritage,
     jax_settings,
     ledger,
     memory,
@@ -54,6 +55,11 @@ def main(argv: Sequence[str]) -> None:
     jax_settings.use_cores(MANY if values.shard else num_runs)
     run = registry.assemble(record)
     memory.check(record)
+    saved = paths.expanded(values.run_dir) / "checkpoints"
+    begun = values.run_dir and checkpoints.steps(saved)
+    inherited = None
+    if record.get("init_from") and not begun:
+        inherited = heritage.of(record, run, progress.note)
     with (
         run_folder.opened(values.run_dir, record, values.wait) as folder,
         jax.set_mesh(sharding.mesh()) if values.shard else contextlib.nullcontext(),
@@ -66,7 +72,7 @@ def main(argv: Sequence[str]) -> None:
             return
         run = run._replace(record=run_folder.read(folder))
         with _stop_signals() as should_stop:
-            result = _train(folder, run, should_stop, book)
+            result = _train(folder, run, should_stop, book, inherited)
         run = run._replace(step=result.step, state=result.state)
         if should_stop():
             run_folder.write_status(folder, "stopped", step=run.step)
@@ -126,14 +132,17 @@ def _stored_config(default: Any, known: run_folder.Record, folder: Path) -> Any:
 
 
 def record_of(values: flags.FlagValues, config: Any) -> dict[str, Any]:
-    """What the flags ask for; what only a sweep says of a run is in its folder."""
+    """What the flags ask for; what else is known of a run is in its folder."""
     names = (*run_folder.IDENTITY, *run_folder.SCHEDULE)
     record = {name: values[name].value for name in names}
     record["config"] = command_flags.flat(config)
+    if values.init_from:
+        record["init_from"] = values.init_from
     folder = paths.expanded(values.run_dir)
     if values.run_dir and (folder / "config.json").exists():
         old = run_folder.read(folder)
-        record |= {name: old[name] for name in run_folder.EXTRAS if name in old}
+        extras = (name for name in run_folder.EXTRAS if name in old)
+        record = {**{name: old[name] for name in extras}, **record}
     return record
 
 
@@ -162,6 +171,7 @@ def define_run(values: flags.FlagValues) -> None:
     integer("eval_every", 5, "steps between evaluations; 0: only at the end")
     integer("eval_episodes", 5, "per evaluation; 0: no evaluation")
     integer("checkpoint_every", 1, "steps between checkpoints")
+    string("init_from", "", "run folder whose networks it starts from, as they fit")
     string("run_dir", "", "folder of the run; default: a new one in runs/")
     string("ledger", "", "file of results; default: ledger.jsonl beside the folder")
     flags.DEFINE_boolean(
@@ -210,7 +220,11 @@ def help_text(values: flags.FlagValues, config: Any) -> str:
 
 
 def _train(
-    folder: Path, run: registry.Run, should_stop: Callable[[], bool], book: Path
+    folder: Path,
+    run: registry.Run,
+    should_stop: Callable[[], bool],
+    book: Path,
+    inherited: heritage.Heritage | None,
 ) -> train.Result:
     record = run.record
     with (
@@ -225,6 +239,9 @@ def _train(
             write(step, {**metrics, "compile/seconds": compiled - before})
             show(step, metrics)
 
+        begin = lambda state: state
+        if inherited:
+            begin = heritage.begin(inherited, folder, report)
         saved = checkpoints.steps(folder / "checkpoints")
         report(f"run folder {folder}" + (f", at step {saved[-1]}" if saved else ""))
         try:
@@ -241,6 +258,7 @@ def _train(
                 config=run_folder.identity(record),
                 upgrade=renamed.checkpoint,
                 checkpoint_every=record["checkpoint_every"],
+                begin=begin,
                 log=log,
                 report=report,
                 should_stop=should_stop,

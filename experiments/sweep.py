@@ -43,6 +43,8 @@ def main(argv: Sequence[str]) -> None:
         raise flags.Error(
             "a sweep has a --sweep_dir, in place of --run_dir and --ledger"
         )
+    if values.init_from:
+        raise flags.Error("--init_from is for experiments.run, not for a sweep")
     base = run.record_of(values, config)
     wanted, tried = programs_of(values, config, base)
     named = _named(argv)

@@ -78,7 +78,7 @@ ROWS = {
         "renamed faults jax_settings paths *",
         "command_flags run_folder",
         "metrics_log registry",
-        "ledger gradient_problems memory",
+        "ledger gradient_problems memory heritage",
         "presets",
     ),
     "experiments.reports": (

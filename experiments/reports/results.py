@@ -18,7 +18,8 @@ from experiments.reports.statistics import Curve, Estimate
 from experiments.runs import ledger, run_folder
 
 REFERENCES = Path(__file__).parents[2] / "benchmarks" / "results" / "references.json"
-SETTINGS = ("num_steps", "episode_length", "precision")  # beside hyperparameters
+# beside hyperparameters
+SETTINGS = ("num_steps", "episode_length", "precision", "init_from")
 
 
 class Reference(NamedTuple):

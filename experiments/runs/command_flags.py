@@ -86,10 +86,15 @@ def flat(config: Any, prefix: str = "") -> dict[str, Any]:
 
 def in_use(fields: Mapping[str, Any]) -> list[str]:
     """The names, as by `flat`, of the settings that count: where a field `name` says
-    which of the fields beside it is in use, not those below the others."""
+    which of the fields beside it is in use, not those below the others; nor those
+    beside a `num_updates` of 0, which says that nothing is done with them."""
 
     def counts(name: str) -> bool:
-        parts = name.split(".")[:-1]
+        *parts, last = name.split(".")
+        if last != "num_updates" and not fields.get(
+            ".".join([*parts, "num_updates"]), 1
+        ):
+            return False
         chosen = (".".join([*parts[:i], "name"]) for i in range(1, len(parts)))
         return all(
             fields.get(where, part) == part

@@ -5,6 +5,7 @@
     algorithm, env, episode_length, precision, seed, num_steps
     hyperparameters     those that are not the algorithm's defaults
     config              all hyperparameters, as the algorithm had them then
+    init_from           run folder whose networks it started from, where there is one
     config_digest       of all that, without the seed
     return, steps       of the last evaluation, or else of the last episode
     error               standard error of that return over the episodes evaluated
@@ -38,6 +39,7 @@ from experiments.runs import (
 Line = dict[str, Any]
 
 ABOUT = ("algorithm", "env", "episode_length", "precision")
+MORE = ("population", "init_from")  # where there is one
 CURVES = ("episode/return", "eval/return_mean")
 BESIDE = ("episode/length", "eval/length_mean", "eval/return_std")
 MAX_POINTS = 100  # of a curve that is kept
@@ -57,6 +59,7 @@ MORE_KEYS: dict[str, type | tuple[type, ...]] = {  # that may be missing, or nul
     "precision": str,
     "config": dict,
     "population": dict,
+    "init_from": str,
     "return": NUMBER,
     "steps": NUMBER,
     "error": NUMBER,
@@ -130,9 +133,7 @@ def _by_todays_names(old: Line) -> Line:
     new["hyperparameters"] = renamed.settings(old["algorithm"], old["hyperparameters"])
     if new == old or "config" not in old:  # without it there never was a digest of it
         return new
-    about = {
-        name: new[name] for name in (*ABOUT, "config", "population") if name in new
-    }
+    about = {name: new[name] for name in (*ABOUT, "config", *MORE) if name in new}
     run = digest({**about, "seed": new["seed"]})
     return {**new, "run": run, "config_digest": digest(about)}
 
@@ -198,7 +199,7 @@ def line(
             name: x for name, x in about["config"].items() if x != default[name]
         },
         "config": about["config"],
-        **{name: about[name] for name in ("population",) if name in about},
+        **{name: about[name] for name in MORE if name in about},
         "config_digest": config_digest(record, row),
         **_results(steps, record["eval_episodes"]),
         "wall_seconds": sum(step.get(name, 0.0) for step in steps for name in clocks),
@@ -241,9 +242,7 @@ def _about(
     config = run_folder.spelled({**record["config"], **row})
     seed = config.pop("seed")
     about = {**{name: record[name] for name in ABOUT}, "config": config}
-    if record.get("population"):
-        about["population"] = record["population"]
-    return about, seed
+    return about | {name: record[name] for name in MORE if record.get(name)}, seed
 
 
 def _results(steps: Sequence[Line], num_episodes: int) -> Line:

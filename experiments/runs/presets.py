@@ -69,7 +69,7 @@ def found(algorithm: str, env: str, lines: Iterable[ledger.Line]) -> list[ledger
     def same(line: ledger.Line) -> bool:
         return (
             line["status"] == "finished"
-            and "population" not in line
+            and not any(name in line for name in ledger.MORE)
             and all(line[name] == asked[name] for name in (*ledger.ABOUT, "num_steps"))
             and ledger.config(line) == asked["config"]
         )

@@ -167,11 +167,7 @@ def _teachers(folders: Sequence[str], record: run_folder.Record) -> list[Policy]
     for name in folders:
         folder = paths.expanded(name)
         own = run_folder.read(folder)
-        if own["precision"] != record["precision"]:
-            raise ValueError(
-                f"{folder} has precision {own['precision']}, but this run "
-                f"{record['precision']}"
-            )
+        check_precision(folder, own, record)
         if (number := len(run_folder.rows(own))) > 1:
             raise ValueError(f"{folder} holds {number} runs, a teacher is one")
         run = load(folder, warnings.warn)
@@ -183,6 +179,17 @@ def _teachers(folders: Sequence[str], record: run_folder.Record) -> list[Policy]
             )
         found.append(policy)
     return found
+
+
+def check_precision(
+    folder: Path, own: run_folder.Record, record: run_folder.Record
+) -> None:
+    """Raises ValueError if a run folder's is not that of the run that needs it."""
+    if own["precision"] != record["precision"]:
+        raise ValueError(
+            f"{folder} has precision {own['precision']}, but this run "
+            f"{record['precision']}"
+        )
 
 
 def _check_varied(

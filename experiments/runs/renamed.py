@@ -74,6 +74,9 @@ LEAVES = {  # parts of the path to an array in a checkpoint
 }
 
 
+LATER = {"pets": "distil"}  # what came later, and by default does nothing
+
+
 def settings(algorithm: str, old: Mapping[str, Any]) -> dict[str, Any]:
     """Anything that is keyed by the names of settings, by those of today."""
     names = SETTINGS.get(algorithm, {})
@@ -109,20 +112,36 @@ def checkpoint(old: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _completed(algorithm: str, old: Mapping[str, Any]) -> dict[str, Any]:
-    """`settings` of a whole run, with those of models that there were none of then."""
-    new = settings(algorithm, old)
+    """`settings` of a whole run, with those that there were none of then."""
+    new = {**_later(algorithm), **settings(algorithm, old)}
     if algorithm not in _OF_A_MODEL or not _of_an_ensemble(algorithm).keys() & old:
         return new
     field = _OF_A_MODEL[algorithm]
     module = importlib.import_module(f"mbrl_jax.algorithms.{algorithm}")
     models: by_name.Config = getattr(module.Config(), field)
-    plain = lambda x: list(x) if isinstance(x, tuple) else x
     unused = {
-        f"{field}.{name}.{part.name}": plain(getattr(getattr(models, name), part.name))
+        f"{field}.{name}.{setting}": x
         for name in ("gaussian_process", "bnn")
-        for part in dataclasses.fields(getattr(models, name))
+        for setting, x in _fields(getattr(models, name)).items()
     }
     return {f"{field}.name": "ensemble", **unused, **new}
+
+
+def _later(algorithm: str) -> dict[str, Any]:
+    """What settings that came later say by default."""
+    if algorithm not in LATER:
+        return {}
+    field = LATER[algorithm]
+    module = importlib.import_module(f"mbrl_jax.algorithms.{algorithm}")
+    config = getattr(module.Config(), field)
+    return {f"{field}.{name}": x for name, x in _fields(config).items()}
+
+
+def _fields(config: Any) -> dict[str, Any]:
+    """Of a dataclass, as JSON has them."""
+    plain = lambda x: list(x) if isinstance(x, tuple) else x
+    names = [field.name for field in dataclasses.fields(config)]
+    return {name: plain(getattr(config, name)) for name in names}
 
 
 def _leaf(path: str) -> str:

@@ -56,8 +56,14 @@ LEAST = {  # of the numbers
     "checkpoint_every": 1,
 }
 MOST = dict.fromkeys(LEAST, 2**31 - 1) | {"num_seeds": 1_000_000}
-EXTRAS = ("varied", "population")  # of a sweep, else absent or empty
-OPTIONAL = {"varied": dict, "population": dict, "devices": list, "versions": dict}
+EXTRAS = ("varied", "population", "init_from")  # mostly absent, or empty
+OPTIONAL = {
+    "varied": dict,
+    "population": dict,
+    "init_from": str,
+    "devices": list,
+    "versions": dict,
+}
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "distrax", "orbax-checkpoint", "brax")
 
 

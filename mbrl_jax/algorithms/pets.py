@@ -7,7 +7,9 @@ Plan through an ensemble that knows what it does not know:
             whose planner maximises the mean return of particles through the ensemble
         fit the ensemble to all the data
 
-The paper's grid is `model` x `propagation` x `planner`.  Deviations: all candidates of
+The paper's grid is `model` x `propagation` x `planner`.  With `distil.num_updates` each
+fit also puts the ensemble into one network (`models/distilled.py`), which is what plans
+are made in: it needs no particle for each member.  Deviations: all candidates of
 a search meet the same random numbers, which makes their comparison less noisy and saves
 most of the sampling; the default planner and sizes, which suit small tasks and two CPU
 cores; those of `models/ensemble.py`.
@@ -15,7 +17,7 @@ cores; those of `models/ensemble.py`.
 
 import dataclasses
 
-from mbrl_jax.models import aggregation, outcomes, particles
+from mbrl_jax.models import aggregation, distilled, outcomes, particles
 from mbrl_jax.models import by_name as models
 from mbrl_jax.models.propagation import PROPAGATIONS
 from mbrl_jax.ops import checks
@@ -40,6 +42,7 @@ class Config:
     planner: str = "icem"  # or cem (the paper's), cma_es, gradient, mppi, ...
     plan: mpc.Config = mpc.Config()
     model: models.Config = models.Config()
+    distil: distilled.Config = distilled.Config()
 
 
 def make(env: Env, config: Config = Config()) -> Algorithm:
@@ -47,6 +50,8 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
     checks.continuous(env)
     _validate(env, config)
     model, decode = outcomes.learned(env, config.model)
+    if config.distil.num_updates:
+        model = distilled.make(model, env.obs_size, env.action_size, config.distil)
     worth = risks.RISKS[config.risk](config.risk_level)
     deterministic = config.propagation == "expectation"
     num_particles = 1 if deterministic else config.num_particles
@@ -92,5 +97,9 @@ def _validate(env: Env, config: Config) -> None:
         checks.positive(config, "risk_level")
         checks.within(config, 0, 1, "risk_level")
     checks.holds_an_episode(config, env)
+    distil = config.distil.num_updates != 0
+    if distil:
+        checks.under("distil", distilled.validate, config.distil)
     if config.propagation != "expectation":
-        models.shares(config.model, "num_particles", config.num_particles)
+        number = config.distil.num_members if distil else None
+        models.shares(config.model, "num_particles", config.num_particles, number)

@@ -80,11 +80,14 @@ def num_members(config: Config) -> int:
     return config.bnn.num_members if config.name == "bnn" else 1
 
 
-def shares(config: Config, field: str, number: int) -> None:
+def shares(
+    config: Config, field: str, number: int, predicting: int | None = None
+) -> None:
     """Raises ValueError, naming the `field`, for a number that cannot be shared equally
-    among the members that predict."""
-    if number % num_members(config):
+    among the members that predict, unless told how many do those of the model."""
+    predicting = predicting or num_members(config)
+    if number % predicting:
         raise ValueError(
-            f"{field} is {number}, must be a multiple of the {num_members(config)} "
-            "members that predict"
+            f"{field} is {number}, must be a multiple of the {predicting} members that "
+            "predict"
         )

@@ -147,6 +147,7 @@ def run(
     upgrade: checkpoints.Upgrade = checkpoints.as_it_is,
     checkpoint_every: int = 1,
     keep: int = 3,
+    begin: Callable[[PyTree], PyTree] = lambda state: state,
     log: Log = lambda step, metrics: None,
     report: Callable[[str], None] = warnings.warn,
     should_stop: Callable[[], bool] = lambda: False,
@@ -157,8 +158,9 @@ def run(
     Evaluates after every `eval_every` steps (0: never) and at the end (0 episodes:
     never), and saves after every `checkpoint_every` and at the end, in `folder` if
     there is one.  `config` says what run this is: a folder that holds another one
-    raises ValueError, unless `upgrade` makes the same of its older record.  `log` gets
-    the metrics of each step, `report` a line for people.  If `should_stop` is true
+    raises ValueError, unless `upgrade` makes the same of its older record.  `begin` is
+    what becomes of a first state, never of one that is resumed.  `log` gets the metrics
+    of each step, `report` a line for people.  If `should_stop` is true
     after a step, the run saves and returns.  Raises OSError if a checkpoint cannot be
     written and FloatingPointError, without saving, once the states of all seeds hold
     non-finite values.
@@ -175,7 +177,7 @@ def run(
     saved = restore(key, loop, folder, config, report, upgrade) if folder else None
     if folder:
         checkpoints.prepare(folder, jax.eval_shape(loop.init, key), keep)
-    step, state = saved or (0, loop.init(key))
+    step, state = saved or (0, loop.place(begin(loop.init(key))))
     episodes, known_bad = None, np.zeros(key.shape, bool)
     while step < num_steps:
         clock = time.perf_counter()

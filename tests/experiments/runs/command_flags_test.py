@@ -222,6 +222,13 @@ def test_a_programming_error_keeps_its_traceback() -> None:
         command_flags.command(main)
 
 
+def test_settings_of_what_is_not_done_are_not_in_use() -> None:
+    names = ["num_updates", "rate", "a.num_updates", "a.rate", "a.b.rate"]
+    for ours, below, expected in ((2, 2, names), (2, 0, [*names[:3], names[4]])):
+        fields = {**dict.fromkeys(names, 0.5), names[0]: ours, names[2]: below}
+        assert command_flags.in_use(fields) == expected
+
+
 def test_settings_that_are_in_use() -> None:
     """A field `name` says which beside it are; a last part means one of those."""
     names = ["model.name", "model.ensemble.batch_size", "model.bnn.batch_size", "a"]

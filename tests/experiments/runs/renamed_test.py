@@ -87,6 +87,23 @@ def test_an_old_run_is_of_an_ensemble(
     assert told == run_folder.identity(today)
 
 
+def test_a_run_of_before_is_one_without_what_came_later(tmp_path: Path) -> None:
+    values, config = run.parse(["run", "--algorithm=pets", "--model.bnn.dropout=0.3"])
+    today = run.record_of(values, config)
+    before = {
+        name: x for name, x in today["config"].items() if not name.startswith("distil.")
+    }
+    assert today["config"].keys() - before.keys() >= {"distil.num_updates"}
+    old = {**today, "config": before}
+    run_folder.write_json(tmp_path / "config.json", old)
+    assert run_folder.read(tmp_path)["config"] == run_folder.spelled(today["config"])
+    told = renamed.checkpoint({"config": run_folder.identity(old), "leaves": []})
+    assert told["config"] == run_folder.identity(today)
+    changed = {**today, "config": {**today["config"], "distil.num_updates": 7}}
+    run_folder.write_json(tmp_path / "config.json", changed)
+    assert run_folder.read(tmp_path)["config"]["distil.num_updates"] == 7
+
+
 def registry_config(algorithm: str) -> dict[str, Any]:
     return command_flags.flat(registry.module(algorithm).Config())
 
@@ -127,6 +144,7 @@ def test_the_projects_own_old_lines_belong_to_its_presets() -> None:
         assert len(presets.found(algorithm, "pendulum", lines)) >= 5
     for before, line in zip(raw, lines, strict=True):
         old = before["config"].keys() & renamed.SETTINGS.get(before["algorithm"], {})
+        old |= line["config"].keys() - before["config"].keys()  # that came later
         assert (line["run"] == before["run"]) == (not old)
         assert not line["config"].keys() & renamed.SETTINGS.get(line["algorithm"], {})
 
