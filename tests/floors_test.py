@@ -52,6 +52,7 @@ ROWS = {
         "simulator brax_tasks saturating",
         "*",
         "systems arm",
+        "peg_insertion",
         "__init__",
     ),
     "planners": ("transcription ilqr mcts", "*", "collocation_mesh mpc"),

@@ -2,8 +2,7 @@
 
     repeat, for each of `num_conditions` starts that are drawn once:
         run `num_episodes` with its controller p(u | x), linear-Gaussian at each step
-        fit p(x' | x, u), linear-Gaussian at each step; expand the reward (`lqr_flm`),
-            what bends up taken for straight: noise is no gain
+        fit p(x' | x, u), linear-Gaussian at each step; expand the reward (`lqr_flm`)
         then, `num_inner` times:
             C-step: improve p within max_kl, held near to the network pi(u | o)
             S-step: fit the network to all p, in the metric of their precisions
@@ -176,9 +175,7 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
             key: Key, start: EnvState, controller: Controller, episodes: Episodes
         ) -> experience.Experience:
             own = env._replace(reset=lambda key: start)
-            return experience.gather(
-                key, own, controller, episodes, reward, config, convex=True
-            )
+            return experience.gather(key, own, controller, episodes, reward, config)
 
         keys = jax.random.split(run_key, M)
         found = jax.vmap(gather)(keys, state.starts, state.controllers, state.episodes)

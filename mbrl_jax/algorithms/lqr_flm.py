@@ -19,7 +19,8 @@ last one's promise came true.
 
 It is local: what is evaluated is the mean of one controller, for where episodes start.
 Limits of the actions are part of what is fitted.  Deviations: the reward is known, and
-is expanded around the mean, not fitted to samples; an end is not foreseen.
+is expanded around the mean, where what bends up is taken for straight, and not fitted
+to samples; an end is not foreseen.
 """
 
 import dataclasses

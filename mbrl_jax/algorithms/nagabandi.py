@@ -7,12 +7,24 @@ fine-tuning", arXiv 1708.02596:
         run one episode by MPC, random shooting in the model
         fit the model to all the data
     `num_imitations` times, with the model as it then is:            Sec. V, DAgger
-        run one episode, the first by MPC, later by the network
+        run one episode, the first by MPC, later by the network, or by PLATO's teacher
         have MPC say what it would have done at each observation on the way
         fit the network to all that MPC has said
     repeat, without the model:                                       Sec. V
         run `num_episodes` episodes by the network, with noise
         improve it by TRPO
+
+PLATO's teacher is MPC that is held near the network (Kahn, Zhang, Levine and Abbeel,
+"PLATO: policy learning with adaptive trajectory optimization", 2017, Eq. (2)): at each
+step it minimises
+
+    cost of the plan + kl_weight KL(its first action || the network)
+
+so that it goes where the network would, unless that costs too much; what the network
+learns there is still what MPC alone would have done.  With its action normal and as
+spread as the network's, KL is half the square of the gap between the two, in units of
+the network's standard deviation.  With `kl_weight` 0 the teacher is MPC; the larger it
+is, the nearer to DAgger, where the network acts.
 
 The network begins model-free learning where MPC ends, and acts at a small share of the
 cost of a search.  Deviations: what the network is fitted to counts alike in all
@@ -54,6 +66,8 @@ class Config:
     num_random_episodes: int = 1  # acted at random, before the first plan
     num_model_episodes: int = 5  # acted by MPC, before the first imitation
     num_imitations: int = 8  # episodes, before the first model-free update
+    teacher: str = "dagger"  # who acts in these: the network; or "plato", MPC near it
+    kl_weight: float = 1.0  # of plato: what a nat costs, in units of reward
     num_episodes: int = 16  # of a model-free update
     num_updates: int = 500  # of the network, after each episode of imitation
     batch_size: int = 128  # answers in an update
@@ -124,7 +138,7 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
         """An episode for the model, or of imitation."""
         episode_key, fit_key, ask_key, update_key = jax.random.split(key, 4)
         at_random = state.num_steps < config.num_random_episodes
-        acting = policies.switch(at_random, policies.uniform(env), policy(state))
+        acting = policies.switch(at_random, policies.uniform(env), guide(state))
         transitions, valid = episode(episode_key, env, acting)
         data = replay.insert(state.replay, transitions, valid)
         imitating = state.num_steps >= num_before
@@ -198,6 +212,28 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
         state = state._replace(learner=learned, opt_state=opt_state)
         return state, losses[-max(1, config.num_updates // 10) :].mean()
 
+    def guide(state: State) -> Policy:
+        """Who runs an episode that is not model-free: in the end, the teacher."""
+        if config.teacher == "dagger":
+            return policy(state)
+        by_plan = state.num_steps <= num_before
+        return policies.switch(by_plan, planned(state.model), adaptive(state))
+
+    def adaptive(state: State) -> Policy:
+        """PLATO's teacher.  Its memory is a plan, and the network's."""
+        acts, agent = learner.policy(state.learner), state.learner.agent
+        std = env.action_limit * config.net.init_std * jnp.exp(agent.actor["log_std"])
+
+        def act(key: Key, obs: Array, memory: PyTree) -> tuple[Array, PyTree]:
+            plan, own = memory
+            mean, own = acts.act(key, obs, own)  # needs no key
+            kl = lambda action: (((action - mean) / std) ** 2).sum() / 2
+            held = planned(state.model, lambda action: config.kl_weight * kl(action))
+            action, plan = held.act(key, obs, plan)
+            return action, (plan, own)
+
+        return Policy(lambda: (planned(state.model).init(), acts.init()), act)
+
     def policy(state: State) -> Policy:
         by_plan = state.num_steps <= num_before
         acts = learner.policy(state.learner)
@@ -212,3 +248,5 @@ def _validate(config: Config) -> None:
     counts = ("num_random_episodes", "num_updates", "num_episodes", "batch_size")
     checks.at_least(config, 1, *counts)
     checks.positive(config, "learning_rate", "max_norm")
+    checks.one_of(config, "teacher", ("dagger", "plato"))
+    checks.at_least(config, 0, "kl_weight")

@@ -66,10 +66,11 @@ def gather(
     remembered: Episodes,
     reward: Reward,
     config: Any,
-    *,
-    convex: bool = False,
 ) -> Experience:
-    """Runs `num_episodes`, fits the dynamics, expands the reward, `convex` or not."""
+    """Runs `num_episodes`, fits the dynamics, expands the reward.
+
+    What bends up is taken for straight: to a quadratic, noise there would be a gain.
+    """
     act_key, fit_key = jax.random.split(key)
     gatherer = gathering.episode_gatherer(env, config.num_episodes)
     gathered = gatherer.gather(act_key, controllers.policy(controller), ())
@@ -77,7 +78,7 @@ def gather(
     every = jax.tree.map(lambda x, y: jnp.concatenate([x, y])[:number], new, remembered)
     dynamics = _fit(fit_key, new, every, config)
     cost = lambda x, u, after: -reward(x, u, after)
-    system = local_system.make(dynamics, cost, _start(every), controller, convex=convex)
+    system = local_system.make(dynamics, cost, _start(every), controller, convex=True)
     return Experience(gathered, every, dynamics, system)
 
 

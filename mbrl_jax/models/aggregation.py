@@ -93,25 +93,41 @@ def trial(
     }
 
 
-def planning(env: Env, config: Any) -> tuple[Model, Callable[[PyTree], Policy]]:
+def planning(env: Env, config: Any) -> tuple[Model, Callable[..., Policy]]:
     """A model, and of its state the policy that plans in the mean of its members.
 
-    `config` has `capacity`, `planner`, `plan` and `model`.  Raises ValueError for what
-    cannot be.
+    A second argument of that is what the first action of each plan costs besides:
+    action [A] -> [].  `config` has `capacity`, `planner`, `plan` and `model`.  Raises
+    ValueError for what cannot be.
     """
     checks.continuous(env)
     checks.holds_an_episode(config, env)
     mpc.validate(config.planner, config.plan)
     model, decode = outcomes.learned(env, config.model)
 
-    def policy(state: PyTree) -> Policy:
+    def policy(
+        state: PyTree, first_cost: Callable[[Array], Array] | None = None
+    ) -> Policy:
         step = propagation.expectation(model, state)
 
         def future(key: Key, obs: Array) -> Simulation:
-            return particles.particle_mean(key, step, decode, obs)
+            ahead = particles.particle_mean(key, step, decode, obs)
+            return _costlier(ahead, first_cost) if first_cost else ahead
 
         return mpc.make(
             config.planner, config.plan, env.action_size, env.action_limit, future
         )
 
     return model, policy
+
+
+def _costlier(ahead: Simulation, first_cost: Callable[[Array], Array]) -> Simulation:
+    """The same future, but for what its first action costs."""
+
+    def step(state: PyTree, action: Array) -> tuple[PyTree, Array]:
+        first, inner = state
+        inner, reward = ahead.step(inner, action)
+        cost = jnp.where(first, first_cost(action), 0)
+        return (jnp.zeros_like(first), inner), reward - cost
+
+    return Simulation((jnp.ones((), bool), ahead.start), step)

@@ -21,7 +21,7 @@ from mbrl_jax.models import aggregation, ensemble
 from mbrl_jax.models import by_name as models
 from mbrl_jax.planners import mpc
 from mbrl_jax.policy_gradient import actor_critic
-from mbrl_jax.types import Algorithm, Env, Policy, PyTree
+from mbrl_jax.types import Algorithm, Array, Env, Policy, PyTree
 
 ENV = simulator.time_limit(point_mass.make(), 30)
 MODEL = ensemble.Config(
@@ -265,3 +265,51 @@ def test_after_the_imitation_it_learns_without_the_model(imitating: tuple):
     assert tuned.env_steps - imitated.env_steps == 16  # episodes of a step
     assert 0 < metrics[-1]["policy/divergence"] <= IMITATION.trpo.max_kl
     assert metrics[-2]["policy/divergence"] == 0
+
+
+@pytest.mark.slow
+def test_platos_teacher_is_between_the_planner_and_the_network(imitating: tuple):
+    """In probe5 what it maximises is 1 - (a - obs / 2)^2 - w ((a - mean) / std)^2 / 2,
+    the best planner's and the network's actions being obs / 2 and `mean`."""
+    _, states, _ = imitating
+    state = states[BEFORE]._replace(num_steps=jnp.asarray(BEFORE + 1))
+    agent = state.learner.agent
+    moved = {**agent.actor, "log_std": agent.actor["log_std"] - 0.3}
+    learner = state.learner._replace(agent=agent._replace(actor=moved))
+    state, row = state._replace(learner=learner), int(state.replay.size)
+    plato = dataclasses.replace(
+        IMITATION,
+        teacher="plato",
+        net=dataclasses.replace(IMITATION.net, init_std=0.5),
+    )
+
+    @jax.jit
+    @jax.vmap
+    def taught(weight: Array) -> tuple[Array, Array, Array]:
+        config = dataclasses.replace(plato, kl_weight=weight)
+        after, _ = nagabandi.make(probes.probe5(), config).step(
+            jax.random.key(0), state
+        )
+        done = jax.tree.map(lambda x: x[row], after.replay.data)
+        return done.obs[0], done.action[0], after.answers.data.action[0, 0]
+
+    weights = np.array([0.0, 0.05, 0.5, 1e6])
+    std = 0.5 * np.exp(-0.3)  # of the network, the limit being 1
+    obs, action, answer = map(np.asarray, taught(jnp.asarray(weights)))
+    acts = nagabandi.make(probes.probe5(), IMITATION).policy(state)
+    mean = float(acts.act(jax.random.key(0), jnp.asarray(obs[:1]), acts.init())[0][0])
+    assert abs(mean - obs[0] / 2) > 0.3
+    share = weights / std**2
+    np.testing.assert_allclose(action, (obs + share * mean) / (2 + share), atol=0.03)
+    divergence = (action - mean) ** 2 / std**2 / 2
+    assert (np.diff(divergence) < -0.01).all()
+    np.testing.assert_allclose(answer, obs / 2, atol=0.03)
+
+
+def test_platos_weight_is_no_gain():
+    for words, settings in (
+        ("teacher is 'kahn', must be one of: dagger, plato", {"teacher": "kahn"}),
+        ("kl_weight is -1, must be at least 0", {"kl_weight": -1}),
+    ):
+        with pytest.raises(ValueError, match=words):
+            nagabandi.make(probes.probe5(), dataclasses.replace(IMITATION, **settings))

@@ -136,6 +136,9 @@ def test_no_file_of_a_run_can_run_code(whole: Path) -> None:
         ("reinforce", "--learn.critic.num_minibatches=1000000", "more than the"),
         ("me_trpo", "--trpo.critic.num_minibatches=1000000", "more than the 10000"),
         ("nagabandi", "--trpo.critic.num_minibatches=1000000", "more than the"),
+        ("nagabandi", "--kl_weight=-1", "kl_weight is -1.0, must be at least 0"),
+        ("gps", "--max_kl=0", "max_kl is 0.0, must be positive"),
+        ("gps", "--num_episodes=1", "num_episodes is 1, must be at least 2"),
     ],
 )
 def test_settings_are_checked_that_are_not_in_use_or_too_many(
