@@ -46,6 +46,7 @@ BOUNDS = {  # where the true dynamics are not there to be planned on, or need no
     "detour1+detour2+detour3": (0.53, "the optimum, by their tables"),
     "peg_insertion": (0.0, "a bound: in its place from the first step on, no effort"),
     "t_maze": (4.0, "the most: every turn right, no detour"),
+    "two_peaks": (1.0, "the most: the higher of its peaks"),
     "gymnasium/Pendulum-v1": (0.0, "a bound: upright, at rest, no effort"),
 }
 

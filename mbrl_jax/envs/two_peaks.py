@@ -12,8 +12,8 @@ from mbrl_jax.envs import simulator
 from mbrl_jax.ops import raster
 from mbrl_jax.types import Array, Env, Key
 
-HIGH = (0.5, 0.5, 1.0, 0.2)  # where [2], how high, how wide (standard deviation)
-LOW = (-0.4, -0.4, 0.6, 0.4)
+HIGH = (0.5, 0.5, 1.0, 0.25)  # where [2], how high, how wide (standard deviation)
+LOW = (-0.5, -0.5, 0.6, 0.4)
 
 
 def make() -> Env:

@@ -9,7 +9,7 @@ No network proposes actions, so that Q may have several peaks over them, where N
 one and an actor climbs one.  For rewards that are chances of success the paper fits
 sigmoid(Q) by the cross-entropy: `loss`; other returns need the square.  Deviations: one
 process learns and acts; Q'' is a snapshot, of an age up to `lag`; the search keeps the
-best of its last samples and their mean (`planners/icem.py`, for one step).
+best of all its samples (`planners/icem.py`, for one step).
 """
 
 import dataclasses
@@ -76,7 +76,8 @@ def make(env: Env, config: Config = Config()) -> ValueLearner:
     def best(params: Params, key: Key, obs: Array) -> Array:
         """argmax_a Q(s, a), in units of the limit, Sec. 4.2"""
         nothing = jnp.zeros((1, env.action_size), obs.dtype)
-        start = Plan(nothing, nothing + config.init_std, nothing, nothing[None][:0])
+        kept = nothing[None]  # the best so far, which a later mean may leave behind
+        start = Plan(nothing, nothing + config.init_std, nothing, kept)
         found, _ = icem(
             key,
             lambda actions: q_value(params, obs, limit * actions[0]),
