@@ -2,8 +2,8 @@
 
     python -m benchmarks.distilled    # trains what is missing
 
-PETS by its preset, on five seeds that nothing was chosen on; then its last ensemble is
-put into one network (`models/distilled.py`), and plans are made in either, from the
+PETS by its preset, on five seeds, the network chosen on two others; its last ensemble
+is put into one network (`models/distilled.py`), and plans are made in either, from the
 same 20 starts.  "one member" is what the same few particles do in a network that was
 not taught: the ensemble's first.  Writes results/distilled.json, for each seed
 
