@@ -44,6 +44,10 @@ BOUNDS = {  # where the true dynamics are not there to be planned on, or need no
     "cartpole_no_velocity": (500.0, "the most: 1 in every step"),
     "cartpole_pilco": (0.0, "a bound: the tip in its place from the first step on"),
     "detour1+detour2+detour3": (0.53, "the optimum, by their tables"),
+    "+".join(f"two_rooms{i}" for i in range(1, 5)): (
+        0.476,
+        "the optimum, by their tables",
+    ),
     "t_maze": (4.0, "the most: every turn right, no detour"),
     "gymnasium/Pendulum-v1": (0.0, "a bound: upright, at rest, no effort"),
 }
