@@ -8,7 +8,7 @@ results/policy_gradients.json and docs/policy_gradients.png.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ from experiments.runs import command_flags, jax_settings, presets, registry, run
 from mbrl_jax import envs
 from mbrl_jax.envs import simulator
 from mbrl_jax.training import train
+from mbrl_jax.types import PyTree
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "policy_gradients.json"
@@ -77,9 +78,11 @@ def learn(
     num_steps: int = 0,
     every: int = 0,
     num_episodes: int = NUM_EPISODES,
+    look: Callable[[PyTree], dict[str, Any]] = lambda state: {},
 ) -> dict[str, Any]:
     """A learning curve [P] of env_steps and [P, S] of returns: `num_steps` iterations,
-    else the preset's, and a point `every` so many, or some `NUM_POINTS` in all."""
+    else the preset's, and a point `every` so many, or some `NUM_POINTS` in all.  With
+    what is seen by a `look` at the last states [S, ...]."""
     record = presets.record(case.algorithm, env_name)
     settings = {**record["config"], **dict(case.settings)}
     module, env = registry.module(case.algorithm), envs.make(env_name)
@@ -94,7 +97,7 @@ def learn(
             curve["env_steps"].append(int(np.mean(metrics["env_steps"])))
             curve["return"].append(np.asarray(metrics["eval/return_mean"]).tolist())
 
-    train.run(
+    result = train.run(
         train.seeds(FIRST_SEED, NUM_SEEDS),
         algorithm,
         env,
@@ -103,7 +106,12 @@ def learn(
         eval_episodes=num_episodes,
         log=log,
     )
-    return {**curve, "settings": dict(case.settings), **run_folder.surroundings()}
+    return {
+        **curve,
+        **look(result.state),
+        "settings": dict(case.settings),
+        **run_folder.surroundings(),
+    }
 
 
 def draw(axis: Any, curves: dict[str, dict[str, Any]]) -> None:

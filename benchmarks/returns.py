@@ -45,6 +45,10 @@ BOUNDS = {  # where the true dynamics are not there to be planned on, or need no
     "cartpole_pilco": (0.0, "a bound: the tip in its place from the first step on"),
     "detour1+detour2+detour3": (0.53, "the optimum, by their tables"),
     "peg_insertion": (0.0, "a bound: in its place from the first step on, no effort"),
+    "+".join(f"two_rooms{i}" for i in range(1, 5)): (
+        0.476,
+        "the optimum, by their tables",
+    ),
     "t_maze": (4.0, "the most: every turn right, no detour"),
     "two_peaks": (1.0, "the most: the higher of its peaks"),
     "gymnasium/Pendulum-v1": (0.0, "a bound: upright, at rest, no effort"),

@@ -51,6 +51,30 @@ def features(network: MLP, params: Params, x: Array) -> Array:
     return seen["intermediates"]["features"][0]
 
 
+def with_trunk(params: Params, trunk: Params) -> Params:
+    """The parameters of an MLP, its hidden layers those of another, `trunk`.
+
+    Only the last layer stays as it is.  The trunk may know more inputs than the first
+    layer takes, as that of several tasks, which is told which one it is: those behind
+    are dropped.  Raises ValueError for layers that do not fit.
+    """
+    own, other = params["params"], trunk["params"]
+    if len(own) != len(other):
+        raise ValueError(f"{len(own)} layers cannot have a trunk of {len(other)}")
+    hidden = {}
+    for i in range(len(own) - 1):
+        name = f"Dense_{i}"
+        kernel, bias = other[name]["kernel"], other[name]["bias"]
+        shape = own[name]["kernel"].shape
+        kernel = kernel if i else kernel[: shape[0]]
+        if kernel.shape != shape:
+            raise ValueError(
+                f"hidden layer {i} is {list(shape)}, of the trunk {list(kernel.shape)}"
+            )
+        hidden[name] = {"kernel": kernel, "bias": bias}
+    return {**params, "params": {**own, **hidden}}
+
+
 class GaussianMLP(nn.Module):
     """Mean and log-variance, kept softly between learned bounds (PETS, App. A.1)."""
 

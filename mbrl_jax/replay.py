@@ -83,6 +83,23 @@ def newest(replay: Replay, number: int) -> Replay:
     return Replay(data, size % number, size, numbers, replay.offered)
 
 
+def times(replay: Replay) -> Array:
+    """How many steps of its episode came before each row, [C] int32, for those of one
+    environment.
+
+    They are counted from the oldest row, and from one after a row that was left out;
+    where nothing is, they mean nothing.
+    """
+    order = jnp.arange(replay.capacity, dtype=jnp.int32)
+    index = (replay.position - replay.size + order) % replay.capacity  # oldest first
+    number = replay.number[index]
+    ended = (replay.data.terminal | replay.data.truncated)[index]
+    follows = jnp.diff(number) == 1
+    begins = jnp.pad(ended[:-1] | ~follows, (1, 0), constant_values=True)
+    first = jax.lax.cummax(jnp.where(begins, order, 0))
+    return jnp.zeros_like(order).at[index].set(order - first)
+
+
 def sample(
     key: Key, replay: Replay, batch_size: int, newest: Array | int | None = None
 ) -> Transition:

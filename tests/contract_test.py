@@ -25,6 +25,7 @@ from mbrl_jax.algorithms import (
     apg,
     bptt,
     deep_pilco,
+    distral,
     divide_and_conquer,
     dqn,
     dyna,
@@ -164,6 +165,17 @@ ROWS = {
                 batch_size=4,
                 num_updates=3,
             ),
+        ),
+    ),
+    "distral": Row(
+        TWO_HALLS,
+        distral.Config(
+            hidden_sizes=(8,),
+            capacity=6,
+            newest=6,
+            interval=5,
+            num_updates=2,
+            batch_size=4,
         ),
     ),
     "divide_and_conquer": Row(
@@ -455,6 +467,7 @@ ENV_STEPS = {  # real steps in STEPS of a row: envs x window x updates, or episo
     "bptt": 4 * STEPS,
     "deep_pilco": 4 * STEPS,
     "divide_and_conquer": 6 * 4 * STEPS,
+    "distral": 2 * 5 * STEPS,
     "dqn": 5 * STEPS,
     "dyna": 5 * STEPS,
     "dyna_q": 6 * STEPS,
@@ -492,7 +505,7 @@ ENV_STEPS = {  # real steps in STEPS of a row: envs x window x updates, or episo
 # The others' contract is marked slow: one of each family is enough for a quick look.
 REPRESENTATIVE = {"dqn", "dyna_q", "mbpo", "mpc", "pets", "ppo", "sac"}
 DISCRETE_TOO = {"a2c", "npg", "ppo", "reinforce", "trpo"}
-DISCRETE_ONLY = {"actor_mimic", "dqn", "dyna_q", "policy_distillation"}
+DISCRETE_ONLY = {"actor_mimic", "distral", "dqn", "dyna_q", "policy_distillation"}
 DOUBLE = {"pilco", "pipps"}  # that refuse less than float64
 NAMES = sorted(module.name for module in pkgutil.iter_modules(algorithms.__path__))
 

@@ -68,7 +68,7 @@ ROWS = {
     "gradients": ("closed_loop", "*", "windows by_name"),
     "policy_gradient": ("actor_critic", "experience", "*"),
     "value_learning": (
-        "parts off_policy",
+        "parts off_policy each_task",
         "*",
         "by_name branching distillation",
         "validity",

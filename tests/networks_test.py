@@ -24,6 +24,39 @@ def test_an_mlp_is_matrices_and_activations():
     np.testing.assert_allclose(network.apply(params, x), y, rtol=1e-5)
 
 
+def test_a_trunk_is_all_but_the_last_layer():
+    """Of a network that takes two inputs more, which do not count then."""
+    network, x = networks.MLP((5, 4), 2), jnp.arange(3.0)
+    params = network.init(jax.random.key(0), x)
+    other = networks.MLP((5, 4), 6)
+    trunk = other.init(jax.random.key(1), jnp.zeros(5))
+    found = networks.with_trunk(params, trunk)
+    assert jax.tree.structure(found) == jax.tree.structure(params)
+    np.testing.assert_allclose(
+        networks.features(network, found, x),
+        networks.features(other, trunk, jnp.append(x, jnp.zeros(2))),
+        rtol=1e-6,
+    )
+    last = params["params"]["Dense_2"]
+    assert found["params"]["Dense_2"] == last
+
+
+@pytest.mark.parametrize(
+    ("hidden_sizes", "num_inputs", "error"),
+    [
+        ((5,), 3, "3 layers cannot have a trunk of 2"),
+        ((5, 3), 3, r"hidden layer 1 is \[5, 4\], of the trunk \[5, 3\]"),
+        ((5, 4), 2, r"hidden layer 0 is \[3, 5\], of the trunk \[2, 5\]"),
+    ],
+)
+def test_a_trunk_that_does_not_fit(hidden_sizes, num_inputs: int, error: str):
+    params = networks.MLP((5, 4), 2).init(jax.random.key(0), jnp.zeros(3))
+    other = networks.MLP(hidden_sizes, 2)
+    trunk = other.init(jax.random.key(0), jnp.zeros(num_inputs))
+    with pytest.raises(ValueError, match=error):
+        networks.with_trunk(params, trunk)
+
+
 def test_weights_start_within_two_standard_deviations():
     """PETS: 1 / (2 sqrt(inputs)), which is that of the normal before truncation."""
     network = networks.MLP((400,), 3)

@@ -170,3 +170,20 @@ def test_complex_numbers_are_refused():
         insert(
             replay.init(2, 1, CAPACITY), rows._replace(obs=1j * rows.obs), rows.terminal
         )
+
+
+def test_times_are_those_since_the_episode_began():
+    """Around the ring; an episode whose start is gone is counted from its oldest row,
+    and one goes on after a row that was left out as if it began there."""
+    buffer = replay.init(2, 1, CAPACITY)
+    ends = [False, False, False, False, True, False, False, False, False, True]
+    ids = 2 * np.arange(10)  # those of even ones are not terminal
+    rows = numbered(ids, np.array(ends))
+    rows.reward[7] = np.nan  # left out
+    for part in (slice(0, 4), slice(4, 8), slice(8, 10)):
+        some = jax.tree.map(lambda x, part=part: x[part], rows)
+        buffer = insert(buffer, some, np.ones(len(some.reward), bool))
+    start = int(buffer.position) - int(buffer.size)
+    found = np.asarray(replay.times(buffer))[np.arange(start, start + 7) % CAPACITY]
+    #                               2  3  4 |5  6 |8  9
+    np.testing.assert_array_equal(found, [0, 1, 2, 0, 1, 0, 1])

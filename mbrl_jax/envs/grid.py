@@ -103,6 +103,38 @@ S....
 ....G
 """,
 )
+# Two rooms that a corridor joins, after Teh et al., 2017, Sec. 4.1: from anywhere in
+# them to a goal, two of these in each; of one size too
+TWO_ROOMS = (
+    """
+SSSSS##########SSSSG
+SSSSS##########SSSSS
+SSSSS..........SSSSS
+SSSSS##########SSSSS
+SSSSS##########SSSSS
+""",
+    """
+SSSSS##########SSSSS
+SSSSS##########SSSSS
+SSSSS..........SSSSS
+SSSSS##########SSSSS
+SSSSS##########SSGSS
+""",
+    """
+GSSSS##########SSSSS
+SSSSS##########SSSSS
+SSSSS..........SSSSS
+SSSSS##########SSSSS
+SSSSS##########SSSSS
+""",
+    """
+SSSSS##########SSSSS
+SSSSS##########SSSSS
+SSSSS..........SSSSS
+SSSSS##########SSSSS
+SSGSS##########SSSSS
+""",
+)
 
 
 class Grid(NamedTuple):
@@ -141,6 +173,16 @@ def detour(number: int) -> Env:
     """One of `DETOURS`, counted from 1; a tenth of all moves slips."""
     grid = parse(DETOURS[number - 1], slip=0.1, step_reward=-0.04)
     return make(f"detour{number}", grid, episode_length=50)
+
+
+def two_rooms(number: int) -> Env:
+    """One of `TWO_ROOMS`, counted from 1; a tenth of all moves slips.
+
+    obs: behind the cell also the last action, see `simulator.with_last_action`.
+    """
+    grid = parse(TWO_ROOMS[number - 1], slip=0.1, step_reward=-0.04)
+    name = f"two_rooms{number}"
+    return simulator.with_last_action(make(name, grid, episode_length=100))
 
 
 def blocking_maze() -> Env:

@@ -175,6 +175,26 @@ def partly_observed(env: Env, name: str, show: Callable[[Array], Array]) -> Env:
     return seen._replace(name=name, obs_size=size)
 
 
+def with_last_action(env: Env) -> Env:
+    """The same task, which also shows the last action [num_actions] as a one-hot, zeros
+    after a reset; for discrete actions, of an environment made here."""
+    size = env.obs_size
+
+    def show(env_state: EnvState) -> Array:
+        obs = env_state.obs
+        last = jax.nn.one_hot(env_state.sim.action, env.num_actions, dtype=obs.dtype)
+        return jnp.concatenate([obs, jnp.where(env_state.time > 0, last, 0)])
+
+    def of_obs(rule: Callable[[Array, Array, Array], Array] | None) -> Any:
+        return rule and (lambda x, action, y: rule(x[:size], action, y[:size]))
+
+    return _showing(env, show)._replace(
+        obs_size=size + env.num_actions,
+        reward=of_obs(env.reward),
+        terminal=of_obs(env.terminal),
+    )
+
+
 def _showing(env: Env, show: Callable[[EnvState], PyTree]) -> Env:
     def wrap(env_state: EnvState) -> EnvState:
         return env_state._replace(obs=show(env_state), sim=env_state)

@@ -20,12 +20,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mbrl_jax import gathering, optimizers, policies, replay
+from mbrl_jax import gathering, optimizers, replay
 from mbrl_jax.envs import multi_task
 from mbrl_jax.ops import checks, loop
 from mbrl_jax.replay import Replay
 from mbrl_jax.types import Algorithm, Array, Env, Key, Metrics, Params, Policy, PyTree
-from mbrl_jax.value_learning import dqn, off_policy, parts
+from mbrl_jax.value_learning import dqn, each_task, off_policy, parts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,11 +173,9 @@ def make(env: Env, student: Student, taught: Teachers, config: Config) -> Algori
     checks.discrete(env)
     validate(config)
     num_tasks = len(env.tasks) or 1
-    tasks = jnp.arange(num_tasks)
     optimizer = optimizers.clipped_adam(config.learning_rate, config.max_norm)
 
-    def gatherer(task: Array) -> gathering.Gatherer:
-        return gathering.window_gatherer(multi_task.at(env, task), 1, config.interval)
+    gatherer = each_task.make(env, config.capacity, config.interval)
 
     def policy(state: State) -> Policy:
         values = partial(student.values, state.params)
@@ -196,21 +194,17 @@ def make(env: Env, student: Student, taught: Teachers, config: Config) -> Algori
         best = policy(state)
         if config.actor == "teacher":
             best = _best(partial(judged, state.teachers, task))
-        return _exploring(best, env.num_actions, config.exploration)
+        return parts.exploring(best, env.num_actions, config.exploration)
 
     def init(key: Key) -> State:
         params_key, teacher_key, env_key = jax.random.split(key, 3)
         params = student.init(params_key)
-        kept = lambda _: replay.init(env.obs_size, 0, config.capacity, discrete=True)
-        start = lambda task, key: gatherer(task).init(key, policies.uniform(env))
         return State(
             params,
             optimizer.init(params),
             taught.init(teacher_key),
             jnp.zeros((), jnp.int32),
-            jax.vmap(kept)(tasks),
-            jax.vmap(start)(tasks, jax.random.split(env_key, num_tasks)),
-            gathering.zero_counters(),
+            *gatherer.init(env_key),
         )
 
     def teach(key: Key, state: State) -> tuple[State, Metrics]:
@@ -220,25 +214,10 @@ def make(env: Env, student: Student, taught: Teachers, config: Config) -> Algori
     def distil(key: Key, state: State) -> tuple[State, Metrics]:
         act_key, key = jax.random.split(key)
 
-        def gather(task: Array, key: Key, parallel: PyTree) -> gathering.Gathered:
-            return gatherer(task).gather(key, acting(state, task), parallel)
-
-        keys = jax.random.split(act_key, num_tasks)
-        gathered = jax.vmap(gather)(tasks, keys, state.parallel)
-        steps = jax.tree.map(lambda x: x[:, 0], gathered.windows.transitions)
-        data = jax.vmap(replay.insert)(
-            state.replay, steps, jnp.ones((num_tasks, config.interval), bool)
-        )
-        counted = jax.tree.map(  # tasks as environments side by side
-            lambda x: x[:, 0], gathered._replace(parallel=())
-        )
-        state = state._replace(
-            replay=data,
-            parallel=gathered.parallel,
-            counters=gathering.count(state.counters, counted),
-        )
-        state, seen = fit(key, state, (data.size > 0).all())
-        so_far = gathered.returns[..., -1].mean()
+        before = each_task.Experience(state.replay, state.parallel, state.counters)
+        after, so_far = gatherer.gather(act_key, partial(acting, state), before)
+        state = state._replace(**after._asdict())
+        state, seen = fit(key, state, (state.replay.size > 0).all())
         return state, {**seen, **gathering.report(state.counters, so_far)}
 
     def fit(key: Key, state: State, ready: Array) -> tuple[State, Metrics]:
@@ -309,15 +288,3 @@ def _said(policy: Policy, obs: Array) -> Said:
 
 def _best(values: Callable[[Array], Array]) -> Policy:
     return parts.acting(lambda key, obs: values(obs).argmax().astype(jnp.int32))
-
-
-def _exploring(policy: Policy, num_actions: int, share: float | Array) -> Policy:
-    """A random action with probability `share`."""
-
-    def act(key: Key, obs: Array, memory: PyTree) -> tuple[Array, PyTree]:
-        coin_key, other_key, key = jax.random.split(key, 3)
-        action, memory = policy.act(key, obs, memory)
-        other = jax.random.randint(other_key, (), 0, num_actions, jnp.int32)
-        return jnp.where(jax.random.bernoulli(coin_key, share), other, action), memory
-
-    return Policy(policy.init, act)

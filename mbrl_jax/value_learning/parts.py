@@ -162,3 +162,15 @@ def acting(act: Callable[[Key, Array], Array]) -> Policy:
         return act(key, jnp.where(jnp.isfinite(obs), obs, 0)), memory
 
     return Policy(lambda: (), step)
+
+
+def exploring(policy: Policy, num_actions: int, share: float | Array) -> Policy:
+    """A random action with probability `share`."""
+
+    def act(key: Key, obs: Array, memory: PyTree) -> tuple[Array, PyTree]:
+        coin_key, other_key, key = jax.random.split(key, 3)
+        action, memory = policy.act(key, obs, memory)
+        other = jax.random.randint(other_key, (), 0, num_actions, jnp.int32)
+        return jnp.where(jax.random.bernoulli(coin_key, share), other, action), memory
+
+    return Policy(policy.init, act)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mbrl_jax import envs, policies, rollout
-from mbrl_jax.envs import grid
+from mbrl_jax.envs import grid, simulator
 from mbrl_jax.ops import raster, tabular
 from mbrl_jax.types import Array
 
@@ -116,6 +116,51 @@ def test_what_can_be_got_in_the_detours():
         at_random.append(values[1, layout.starts].mean())
     np.testing.assert_allclose(np.mean(best[:3]), 0.53, atol=0.005)
     np.testing.assert_allclose(np.mean(at_random[:3]), -1.84, atol=0.005)
+
+
+def test_what_can_be_got_in_the_two_rooms():
+    """On average 0.476 by their tables, and at random -2.77; a corridor that is 10 long
+    is the only way from room to room."""
+    best, at_random = [], []
+    for number, text in enumerate(grid.TWO_ROOMS, start=1):
+        layout = grid.parse(text, slip=0.1, step_reward=-0.04)
+        tables = grid.tables(layout)
+        transition, reward = np.asarray(tables.transition), np.asarray(tables.reward)
+        values = np.zeros((2, len(reward)))  # of the best policy, of a random one
+        for _ in range(grid.two_rooms(number).episode_length):
+            q = reward[None] + np.einsum("sat,pt->psa", transition, values)
+            q = np.where(tables.terminal[None, :, None], 0, q)
+            values = np.stack([q[0].max(axis=1), q[1].mean(axis=1)])
+        best.append(values[0, layout.starts].mean())
+        at_random.append(values[1, layout.starts].mean())
+        walls = layout.walls
+        assert (walls.sum(axis=0) == [0] * 5 + [4] * 10 + [0] * 5).all()
+        (goal,) = np.flatnonzero(layout.terminal) % 20
+        assert (goal > 10) == (number < 3)
+        assert len(layout.starts) == 2 * 25 - 1
+    np.testing.assert_allclose(np.mean(best), 0.476, atol=0.001)
+    np.testing.assert_allclose(np.mean(at_random), -2.769, atol=0.005)
+
+
+def test_the_last_action_is_seen_behind_the_cell():
+    """Even if it led nowhere; zeros at the start.  Nothing else changes."""
+    plain = grid.make("grid", grid.parse("S.G", step_reward=-0.1), episode_length=9)
+    env = simulator.with_last_action(plain)
+    assert env.obs_size == 3 + 4
+    actions = jnp.array([RIGHT, UP, RIGHT])
+    start, seen = (
+        env.reset(jax.random.key(0)),
+        run(plain, plain.reset(jax.random.key(0)), actions),
+    )
+    states = run(env, start, actions)
+    np.testing.assert_array_equal(start.obs, np.eye(7)[0])
+    expected = np.eye(3)[[1, 1, 2]], np.eye(4)[[RIGHT, UP, RIGHT]]
+    np.testing.assert_array_equal(states.obs, np.concatenate(expected, axis=1))
+    np.testing.assert_array_equal(states.reward, seen.reward)
+    np.testing.assert_array_equal(states.terminal, [False, False, True])
+    rule = env.reward(states.obs[1], RIGHT, states.obs[2])
+    np.testing.assert_allclose(rule, 0.9, rtol=1e-6)
+    assert env.terminal(states.obs[1], RIGHT, states.obs[2])
 
 
 def test_a_walk():

@@ -14,8 +14,9 @@ from mbrl_jax import envs
 from mbrl_jax.types import Array, Env, EnvState
 
 DETOURS = ("detour1", "detour2", "detour3", "detour4")
+ROOMS = ("two_rooms1", "two_rooms2", "two_rooms3", "two_rooms4")
 GRIDS = ("maze", "gridworld", "blocking_maze", "shortcut_maze", *DETOURS)
-DISCRETE = (*GRIDS, "cartpole", "cartpole_no_velocity", "t_maze")
+DISCRETE = (*GRIDS, *ROOMS, "cartpole", "cartpole_no_velocity", "t_maze")
 PARTLY_SEEN = ("cartpole_no_velocity", "pendulum_no_velocity", "t_maze")
 each = pytest.mark.parametrize("name", envs.names())
 continuous = pytest.mark.parametrize(
@@ -31,6 +32,7 @@ ENDING = (  # by the random actions of these tests
     "driving",
     "gridworld",
     "two_peaks",
+    "two_rooms4",
 )
 ENDLESS = [name for name in envs.names() if name[:5] != "probe" and name not in ENDING]
 OPTIMAL_RETURNS = {
