@@ -49,6 +49,7 @@ BOUNDS = {  # where the true dynamics are not there to be planned on, or need no
         0.476,
         "the optimum, by their tables",
     ),
+    "driving": (100.0, "the most: 1 in every step"),
     "t_maze": (4.0, "the most: every turn right, no detour"),
     "two_peaks": (1.0, "the most: the higher of its peaks"),
     "gymnasium/Pendulum-v1": (0.0, "a bound: upright, at rest, no effort"),
