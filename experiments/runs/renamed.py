@@ -113,7 +113,8 @@ def checkpoint(old: Mapping[str, Any]) -> dict[str, Any]:
 
 def _completed(algorithm: str, old: Mapping[str, Any]) -> dict[str, Any]:
     """`settings` of a whole run, with those that there were none of then."""
-    new = {**_later(algorithm), **settings(algorithm, old)}
+    new = settings(algorithm, old)
+    new = {**_later(algorithm, new), **new}
     if algorithm not in _OF_A_MODEL or not _of_an_ensemble(algorithm).keys() & old:
         return new
     field = _OF_A_MODEL[algorithm]
@@ -127,14 +128,16 @@ def _completed(algorithm: str, old: Mapping[str, Any]) -> dict[str, Any]:
     return {f"{field}.name": "ensemble", **unused, **new}
 
 
-def _later(algorithm: str) -> dict[str, Any]:
-    """What settings that came later say by default."""
+def _later(algorithm: str, whole: Mapping[str, Any]) -> dict[str, Any]:
+    """What settings that came later say by default, where all others are there."""
     if algorithm not in LATER:
         return {}
-    field = LATER[algorithm]
     module = importlib.import_module(f"mbrl_jax.algorithms.{algorithm}")
-    config = getattr(module.Config(), field)
-    return {f"{field}.{name}": x for name, x in _fields(config).items()}
+    fields, later = _fields(module.Config()), LATER[algorithm]
+    there = {name.partition(".")[0] for name in whole}
+    if not fields.keys() - {later} <= there:
+        return {}
+    return {f"{later}.{name}": x for name, x in _fields(fields[later]).items()}
 
 
 def _fields(config: Any) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
     repeat:
         run `num_episodes` episodes at random, and remember them
-        `num_updates` times: a step down the loss of `models/latent.py`
+        `num_updates` times, for each of `num_models`: a step down the loss of
+            `models/latent.py`; the model of the least loss at the end is the one
     policy: z = mu(x), z_goal = mu(the picture of the goal); plan in the latent dynamics
         against (z - z_goal)^T (z - z_goal) + action_cost |u|^2, at every step anew
 
@@ -22,7 +23,7 @@ import optax
 from mbrl_jax import gathering, optimizers, policies, replay
 from mbrl_jax.gathering import Counters
 from mbrl_jax.models import latent
-from mbrl_jax.ops import checks, normalize
+from mbrl_jax.ops import checks, finite, normalize
 from mbrl_jax.planners import mpc
 from mbrl_jax.types import (
     Algorithm,
@@ -46,6 +47,7 @@ class Config:
     num_episodes: int = 10  # at random, in an iteration
     num_updates: int = 2000
     batch_size: int = 128
+    num_models: int = 1  # side by side: a code that has folded stays so
     learning_rate: float = 1e-3  # of Adam
     max_norm: float = 1e4  # of a gradient, above which it is scaled down
     action_cost: float = 0.1
@@ -55,8 +57,9 @@ class Config:
 
 
 class State(NamedTuple):
-    params: Params
-    opt_state: optax.OptState
+    params: Params  # [M, ...]
+    opt_state: optax.OptState  # [M, ...]
+    best: Array  # [] int32, the model that acts
     pixels: normalize.Statistics  # of the pictures
     replay: replay.Replay
     counters: Counters
@@ -73,10 +76,12 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
     gatherer = gathering.episode_gatherer(env, config.num_episodes)
 
     def init(key: Key) -> State:
-        params = model.init(key)
+        params = jax.vmap(model.init)(jax.random.split(key, config.num_models))
         data = replay.init(env.obs_size, env.action_size, config.capacity)
         pixels, counters = normalize.identity(env.obs_size), gathering.zero_counters()
-        return State(params, optimizer.init(params), pixels, data, counters)
+        first = jnp.zeros((), jnp.int32)
+        opt_state = jax.vmap(optimizer.init)(params)
+        return State(params, opt_state, first, pixels, data, counters)
 
     def loss(
         params: Params, pixels: normalize.Statistics, key: Key, batch: Transition
@@ -98,28 +103,39 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
         data = replay.insert(state.replay, rows, valid)
         pixels = _units(data)
 
-        def update(
-            carry: tuple[Params, PyTree], key: Key
-        ) -> tuple[tuple[Params, PyTree], Metrics]:
-            batch_key, key = jax.random.split(key)
-            batch = replay.sample(batch_key, data, config.batch_size)
-            gradient, terms = jax.grad(loss, has_aux=True)(carry[0], pixels, key, batch)
-            updates, opt_state = optimizer.update(gradient, carry[1], carry[0])
-            return (optax.apply_updates(carry[0], updates), opt_state), terms
+        def fit(
+            key: Key, params: Params, opt_state: PyTree
+        ) -> tuple[Params, PyTree, Metrics]:
+            """One model, and its losses [num_updates]."""
 
-        keys = jax.random.split(key, config.num_updates)
-        (params, opt_state), terms = jax.lax.scan(
-            update, (state.params, state.opt_state), keys
-        )
+            def update(
+                carry: tuple[Params, PyTree], key: Key
+            ) -> tuple[tuple[Params, PyTree], Metrics]:
+                batch_key, key = jax.random.split(key)
+                batch = replay.sample(batch_key, data, config.batch_size)
+                of = jax.grad(loss, has_aux=True)
+                gradient, terms = of(carry[0], pixels, key, batch)
+                updates, opt_state = optimizer.update(gradient, carry[1], carry[0])
+                return (optax.apply_updates(carry[0], updates), opt_state), terms
+
+            keys = jax.random.split(key, config.num_updates)
+            (params, opt_state), terms = jax.lax.scan(update, (params, opt_state), keys)
+            last = max(1, config.num_updates // 10)
+            return params, opt_state, jax.tree.map(lambda x: x[-last:].mean(), terms)
+
+        keys = jax.random.split(key, config.num_models)
+        params, opt_state, terms = jax.vmap(fit)(keys, state.params, state.opt_state)
+        losses = sum(terms.values(), jnp.zeros(config.num_models))
+        best = jnp.argmax(finite.losing(-losses)).astype(jnp.int32)
         counters = gathering.count(state.counters, gathered)
-        return State(params, opt_state, pixels, data, counters), {
-            **jax.tree.map(lambda x: x[-1], terms),
-            "gradient/skipped_updates": opt_state.num_skipped,
+        return State(params, opt_state, best, pixels, data, counters), {
+            **jax.tree.map(lambda x: x[best], terms),
+            "gradient/skipped_updates": opt_state.num_skipped.sum(),
             **gathering.report(counters, gathered.returns[:, -1].mean()),
         }
 
     def policy(state: State) -> Policy:
-        params = state.params
+        params = jax.tree.map(lambda x: x[state.best], state.params)
         code = lambda obs: model.encode(params, state.pixels, obs).mean
         aim = code(goal().obs)
 
@@ -150,7 +166,8 @@ def _validate(env: Env, config: Config) -> None:
     checks.continuous(env)
     if env.goal is None:
         raise ValueError(f"{env.name} has no goal to be brought to: e2c needs one")
-    checks.at_least(config, 1, "num_episodes", "num_updates", "batch_size")
+    counts = ("num_episodes", "num_updates", "batch_size", "num_models")
+    checks.at_least(config, 1, *counts)
     checks.positive(config, "learning_rate", "max_norm")
     checks.at_least(config, 0, "action_cost")
     checks.holds_an_episode(config, env)

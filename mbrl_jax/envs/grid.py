@@ -353,12 +353,14 @@ def _marks(
 
 
 def _view(grid: Grid) -> raster.View:
-    """All of the grid and a margin, 200 pixels high."""
+    """All of the grid and a margin, 200 pixels high and 400 wide at most."""
     height, width = grid.walls.shape
+    pixels = min(200 / (height + 0.5), 400 / (width + 0.5))  # of a cell
     return raster.View(
         centre=((width - 1) / 2, -(height - 1) / 2),
         half_height=(height + 0.5) / 2,
-        width=round(200 * (width + 0.5) / (height + 0.5)),
+        height=round(pixels * (height + 0.5)),
+        width=round(pixels * (width + 0.5)),
     )
 
 

@@ -93,6 +93,29 @@ def test_an_iteration_learns_from_all_episodes_so_far():
     assert all(jax.tree.leaves(changed))
 
 
+def test_the_model_of_the_least_loss_acts(monkeypatch):
+    """Of three whose loss is the square of what they begin with, the second."""
+
+    def squared(obs_size: int, action_size: int, config: latent.Config) -> Any:
+        def loss(params: Array, *rest: Array) -> tuple[Array, dict[str, Array]]:
+            return (params**2).sum(), {"prior": (params**2).sum()}
+
+        return known(obs_size, action_size, config)._replace(loss=loss)
+
+    monkeypatch.setattr(latent, "make", squared)
+    config = dataclasses.replace(CONFIG, num_models=3, learning_rate=1e-6)
+    algorithm = e2c.make(SHORT, config)
+    first = algorithm.init(jax.random.key(0))
+    begun = jnp.array([[0.5, 0.5], [0.1, -0.1], [-0.4, 2.0]])
+    step = jax.jit(algorithm.step)
+    state, metrics = step(jax.random.key(1), first._replace(params=begun))
+    assert state.best == 1
+    assert metrics["latent/prior"] == pytest.approx(0.02, rel=1e-3)
+    broken = begun.at[1].set(jnp.nan)
+    state, _ = step(jax.random.key(1), first._replace(params=broken))
+    assert state.best == 0
+
+
 def test_learning_lowers_the_loss():
     """From what a code that says nothing costs, for pictures of 8 by 8."""
     env = envs.make("pixels/planar/size=8,num_frames=1")

@@ -244,7 +244,7 @@ def test_pictures(name: str):
     assert frames.ndim == 4
     assert frames.shape[0] == 2
     assert frames.shape[-1] == 3
-    assert min(frames.shape[1:3]) >= 150
+    assert min(frames.shape[1:3]) >= 100
     assert (frames[0] != frames[1]).any()
     assert len(np.unique(frames[0].reshape(-1, 3), axis=0)) > 4
 
