@@ -69,9 +69,9 @@ def test_plans_lead_to_the_code_of_the_goal(monkeypatch, planner: str):
     places = np.asarray(go(jax.random.key(0)))
     away = np.linalg.norm(places - planar.GOAL, axis=1)
     assert away[-1] < (0.02 if planner == "ilqr" else 0.1)
-    # 0.6 along x, at 0.15 a step
+    # 0.6 along x, at 0.15 a step, and not less
     assert away[2] > 0.14
-    assert away[5] < 0.1
+    assert away[3] < (0.03 if planner == "ilqr" else 0.2)
 
 
 def test_an_iteration_learns_from_all_episodes_so_far():
