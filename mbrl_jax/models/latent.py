@@ -77,8 +77,9 @@ def make(obs_size: int, action_size: int, config: Config = Config()) -> Latent:
     """Raises ValueError for what cannot be."""
     validate(config)
     size = config.latent_size
-    # large enough that the decoder hears of the code before the prior silences it
-    loud = nn.initializers.orthogonal(1.4)
+    # large enough that the decoder hears of the code before the prior silences it; not
+    # orthogonal: of many models at once, jaxlib's factorisations wait for each other
+    loud = nn.initializers.he_normal()
     network: Any = partial(MLP, activation=nn.relu)
     encoder = network(config.encoder_sizes, 2 * size, kernel_init=loud)
     # and this one not: at first every place moves alike, so that codes do not fold
