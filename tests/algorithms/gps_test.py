@@ -51,14 +51,17 @@ class Steps(NamedTuple):
 
 
 @cache
-def two_steps(variant: str, **floats: float) -> Steps:
+def two_steps(
+    variant: str, weights: tuple[float, ...] = (WEIGHT,) * 3, **floats: float
+) -> Steps:
     floats = {"max_deviation": 1.0, "learning_rate": 0.02, **floats}
     init, step, see = programs(variant)
     keys = jax.random.split(jax.random.key(5), 3)
     state = step(floats, keys[1], init(floats, keys[0]))
     duals = DUALS[:, None] * (variant == "badmm")
     pulls = state.pulls._replace(duals=jnp.asarray(duals))
-    state = state._replace(pulls=pulls._replace(weights=jnp.full((3, 1), WEIGHT)))
+    pulls = pulls._replace(weights=jnp.array(weights)[:, None])
+    state = state._replace(pulls=pulls)
     after = step(floats, keys[2], state)
     means = see(floats, state), see(floats, after)
     return jax.tree.map(
@@ -203,7 +206,7 @@ def test_a_step_of_mdgps_goes_as_far_from_the_network_as_it_may():
 
 @pytest.mark.parametrize("variant", ["badmm", "mdgps"])
 def test_the_network_has_the_inverse_of_the_mean_precision(variant: str):
-    after = two_steps(variant).after
+    after = two_steps(variant, weights=(0.3, 0.7, 1.5)).after
     mean = np.linalg.inv(after.controllers.cov[:, 0]).mean(axis=0)
     np.testing.assert_allclose(after.network.cov, np.linalg.inv(mean), rtol=1e-6)
 
