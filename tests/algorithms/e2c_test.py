@@ -94,13 +94,20 @@ def test_an_iteration_learns_from_all_episodes_so_far():
 
 
 def test_the_model_of_the_least_loss_acts(monkeypatch):
-    """Of three whose loss is the square of what they begin with, the second."""
+    """Of three whose loss is the square of what they begin with, the second: it alone
+    takes moves for going the other way."""
 
     def squared(obs_size: int, action_size: int, config: latent.Config) -> Any:
         def loss(params: Array, *rest: Array) -> tuple[Array, dict[str, Array]]:
             return (params**2).sum(), {"prior": (params**2).sum()}
 
-        return known(obs_size, action_size, config)._replace(loss=loss)
+        plain = known(obs_size, action_size, config)
+
+        def transition(params: Array, z: Array) -> latent.Step:
+            step = plain.transition(params, z)
+            return step._replace(B=jnp.sign(params[1]) * step.B)
+
+        return plain._replace(loss=loss, transition=transition)
 
     monkeypatch.setattr(latent, "make", squared)
     config = dataclasses.replace(CONFIG, num_models=3, learning_rate=1e-6)
@@ -111,6 +118,9 @@ def test_the_model_of_the_least_loss_acts(monkeypatch):
     state, metrics = step(jax.random.key(1), first._replace(params=begun))
     assert state.best == 1
     assert metrics["latent/prior"] == pytest.approx(0.02, rel=1e-3)
+    policy = algorithm.policy(state)
+    action, _ = policy.act(jax.random.key(0), jnp.zeros(2), policy.init())
+    assert (np.asarray(action) < -0.5).all()  # the goal is at (0.7, 0.7)
     broken = begun.at[1].set(jnp.nan)
     state, _ = step(jax.random.key(1), first._replace(params=broken))
     assert state.best == 0
