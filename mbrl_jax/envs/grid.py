@@ -105,35 +105,23 @@ S....
 )
 # Two rooms that a corridor joins, after Teh et al., 2017, Sec. 4.1: from anywhere in
 # them to a goal, two of these in each; of one size too
-TWO_ROOMS = (
-    """
-SSSSS##########SSSSG
-SSSSS##########SSSSS
-SSSSS..........SSSSS
-SSSSS##########SSSSS
-SSSSS##########SSSSS
-""",
-    """
+ROOMS = """
 SSSSS##########SSSSS
 SSSSS##########SSSSS
 SSSSS..........SSSSS
 SSSSS##########SSSSS
-SSSSS##########SSGSS
-""",
-    """
-GSSSS##########SSSSS
 SSSSS##########SSSSS
-SSSSS..........SSSSS
-SSSSS##########SSSSS
-SSSSS##########SSSSS
-""",
-    """
-SSSSS##########SSSSS
-SSSSS##########SSSSS
-SSSSS..........SSSSS
-SSSSS##########SSSSS
-SSGSS##########SSSSS
-""",
+"""
+
+
+def _with_goal(text: str, row: int, column: int) -> str:
+    rows = [list(line) for line in text.split()]
+    rows[row][column] = "G"
+    return "\n".join(map("".join, rows))
+
+
+TWO_ROOMS = tuple(
+    _with_goal(ROOMS, *goal) for goal in ((0, 19), (4, 17), (0, 0), (4, 2))
 )
 
 

@@ -177,14 +177,13 @@ def make(env: Env, config: Config, collect: off_policy.Config) -> OffPolicyHooks
     def explore(learned: State) -> Policy:
         policy = planning(learned.params)
 
-        def noisy(key: Key, obs: Array, memory: PyTree) -> tuple[Array, PyTree]:
+        def act(key: Key, obs: Array, memory: PyTree) -> tuple[Array, PyTree]:
             search_key, key = jax.random.split(key)
             action, memory = policy.act(search_key, obs, memory)
-            noise = jax.random.normal(key, action.shape, action.dtype)
-            action = action + config.exploration_std * limit * noise
-            return jnp.clip(action, -limit, limit), memory
+            std = config.exploration_std
+            return parts.noisy(key, action / limit, std, limit), memory
 
-        return Policy(policy.init, noisy)
+        return Policy(policy.init, act)
 
     return OffPolicyHooks(
         init=init,

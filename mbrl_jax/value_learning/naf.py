@@ -125,12 +125,11 @@ def make(env: Env, config: Config = Config()) -> ValueLearner:
         }
 
     def explore(state: State) -> Policy:
-        def noisy(key: Key, obs: Array) -> Array:
+        def act(key: Key, obs: Array) -> Array:
             mean = quadratic(state.params, obs).mean
-            noise = jax.random.normal(key, mean.shape, mean.dtype)
-            return limit * jnp.clip(mean + config.exploration_std * noise, -1, 1)
+            return parts.noisy(key, mean, config.exploration_std, limit)
 
-        return parts.acting(noisy)
+        return parts.acting(act)
 
     def policy(state: State) -> Policy:
         return parts.acting(lambda key, obs: limit * quadratic(state.params, obs).mean)

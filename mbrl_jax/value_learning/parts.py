@@ -164,6 +164,12 @@ def acting(act: Callable[[Key, Array], Array]) -> Policy:
     return Policy(lambda: (), step)
 
 
+def noisy(key: Key, unit: Array, std: float | Array, limit: float) -> Array:
+    """An action in units of its limit [A], with normal noise, cut at the limit."""
+    noise = jax.random.normal(key, unit.shape, unit.dtype)
+    return limit * jnp.clip(unit + std * noise, -1, 1)
+
+
 def exploring(policy: Policy, num_actions: int, share: float | Array) -> Policy:
     """A random action with probability `share`."""
 

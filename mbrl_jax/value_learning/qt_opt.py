@@ -139,13 +139,12 @@ def make(env: Env, config: Config = Config()) -> ValueLearner:
         }
 
     def explore(state: State) -> Policy:
-        def noisy(key: Key, obs: Array) -> Array:
+        def act(key: Key, obs: Array) -> Array:
             search_key, key = jax.random.split(key)
             unit = best(state.target, search_key, obs)
-            noise = jax.random.normal(key, unit.shape, unit.dtype)
-            return limit * jnp.clip(unit + config.exploration_std * noise, -1, 1)
+            return parts.noisy(key, unit, config.exploration_std, limit)
 
-        return parts.acting(noisy)
+        return parts.acting(act)
 
     def policy(state: State) -> Policy:
         return parts.acting(lambda key, obs: limit * best(state.target, key, obs))

@@ -147,13 +147,11 @@ def make(env: Env, config: Config = Config()) -> ValueLearner:
         )
 
     def explore(state: State) -> Policy:
-        def noisy(key: Key, obs: Array) -> Array:
-            unit = mean(state.actor, obs)
-            noise = jax.random.normal(key, unit.shape, unit.dtype)
-            unit = jnp.clip(unit + config.exploration_std * noise, -1, 1)
-            return env.action_limit * unit
+        def act(key: Key, obs: Array) -> Array:
+            unit, std = mean(state.actor, obs), config.exploration_std
+            return parts.noisy(key, unit, std, env.action_limit)
 
-        return parts.acting(noisy)
+        return parts.acting(act)
 
     def policy(state: State) -> Policy:
         return parts.acting(lambda key, obs: env.action_limit * mean(state.actor, obs))
