@@ -1,5 +1,6 @@
 """Flax modules."""
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from mbrl_jax.ops import checks
 from mbrl_jax.types import Array, Params
 
 
@@ -42,6 +44,40 @@ class MLP(nn.Module):
                 x = x * masks[i]
         self.sow("intermediates", "features", x)  # for `features`; else nothing
         return layer(self.output_size)(x)
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderConfig:
+    """Hyperparameters.  A float may be traced, as under vmap; an int fixes a shape."""
+
+    channels: tuple[int, ...] = (16, 32, 32)  # of each convolution
+    num_features: int = 50
+
+
+class Encoder(nn.Module):
+    """A picture, uint8 [height, width, channels], as features [F] in [-1, 1].
+
+    Convolutions of 3 x 3, each of half the height and width of what it sees, then one
+    layer, normalised: that of Yarats et al. (2021, "Image augmentation is all you
+    need", App. C), with strides in place of size.
+    """
+
+    config: EncoderConfig
+
+    @nn.compact
+    def __call__(self, picture: Array) -> Array:
+        dtype = jnp.result_type(float)
+        x = picture.astype(dtype) / 255 - 0.5
+        for channels in self.config.channels:
+            layer = nn.Conv(channels, (3, 3), strides=2, param_dtype=dtype)
+            x = nn.relu(layer(x))
+        x = nn.Dense(self.config.num_features, param_dtype=dtype)(x.ravel())
+        return nn.tanh(nn.LayerNorm(param_dtype=dtype)(x))
+
+
+def validate(config: EncoderConfig) -> None:
+    """Raises ValueError, naming the field, for what cannot be."""
+    checks.at_least(config, 1, "num_features")
 
 
 def features(network: MLP, params: Params, x: Array) -> Array:

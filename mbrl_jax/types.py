@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 
 Array = jax.Array
 Key = jax.Array  # a typed key, `jax.random.key(seed)`
@@ -21,7 +22,7 @@ Metrics = dict[str, Array]  # {"group/name": []}, the same keys at every step
 class EnvState(NamedTuple):
     """What an environment is in, and what it showed on the way here."""
 
-    obs: Array  # [O]
+    obs: Array  # [O], or a picture, see `Env`
     reward: Array  # [] reward of the step that led here; 0 after a reset
     terminal: Array  # [] bool, the task ended here: nothing follows, the value is 0
     truncated: Array  # [] bool, the clock ran out here: the value goes on
@@ -44,6 +45,10 @@ class Env(NamedTuple):
 
     Where `num_actions` is not 0 they are discrete instead: an action is one number of
     range(num_actions), int32 [], and `action_size` and `action_limit` are 0.
+
+    Where `obs_shape` is not () observations are pictures instead of vectors: uint8 of
+    that shape, [height, width, channels], and `obs_size` is 0.  The channels are those
+    of the last `num_frames` frames, the newest last.
 
     `reward` and `terminal` are None where only the simulator knows them; a model then
     learns them.  `step` never resets: rollouts do, with a fresh key.
@@ -70,6 +75,14 @@ class Env(NamedTuple):
     # gradient
     goal: Callable[[], EnvState] | None = None
     # what the task is to bring about, where that is one state
+    obs_shape: tuple[int, ...] = ()  # of pictures
+    num_frames: int = 1  # that a picture is of
+
+    def blank_obs(self) -> Array:
+        """An observation of zeros, of the right shape and type."""
+        if self.obs_shape:
+            return jnp.zeros(self.obs_shape, jnp.uint8)
+        return jnp.zeros(self.obs_size)
 
 
 class Transition(NamedTuple):

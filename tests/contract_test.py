@@ -213,7 +213,8 @@ ROWS = {
     ),
     "e2c": Row(
         pixels.make(
-            simulator.time_limit(planar.make(), 4), pixels.Config(size=4, num_frames=1)
+            simulator.time_limit(planar.make(), 4),
+            pixels.Config(size=4, num_frames=1, vector=True),
         ),
         e2c.Config(
             capacity=10,
@@ -507,6 +508,8 @@ REPRESENTATIVE = {"dqn", "dyna_q", "mbpo", "mpc", "pets", "ppo", "sac"}
 DISCRETE_TOO = {"a2c", "npg", "ppo", "reinforce", "trpo"}
 DISCRETE_ONLY = {"actor_mimic", "distral", "dqn", "dyna_q", "policy_distillation"}
 DOUBLE = {"pilco", "pipps"}  # that refuse less than float64
+PICTURES_TOO = {"ppo", "sac", "td3"}
+NO_PICTURES = "shows pictures|no `belief`|only the simulator of|plans with|positions is"
 NAMES = sorted(module.name for module in pkgutil.iter_modules(algorithms.__path__))
 
 
@@ -639,6 +642,21 @@ def test_discrete_actions_are_fine_or_an_early_error(run: Run):
     env = simulator.observe_all(grid.maze()) if run.name == "mpc" else grid.maze()
     with pytest.raises(ValueError, match="the actions of maze are discrete, 4 of them"):
         run.module.make(env, run.row.config)
+
+
+def test_pictures_are_fine_or_an_early_error(run: Run):
+    plain, config = simulator.time_limit(planar.make(), 4), run.row.config
+    if run.name in DISCRETE_ONLY:
+        plain = HALL
+    seen = pixels.make(plain, pixels.Config(size=6, colour=True))
+    if run.name not in PICTURES_TOO:
+        with pytest.raises(ValueError, match=NO_PICTURES):
+            run.module.make(seen, config)
+        return
+    algorithm, key = run.module.make(seen, config), jax.random.key(0)
+    before = jax.eval_shape(algorithm.init, key)
+    after, _ = jax.eval_shape(algorithm.step, key, before)
+    assert jax.tree.structure(after) == jax.tree.structure(before)
 
 
 @pytest.mark.parametrize("x64", [False, True])

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mbrl_jax import replay
-from mbrl_jax.types import Transition
+from mbrl_jax.types import Env, Transition
 
 CAPACITY, ROWS = 7, 4  # slots, and rows offered at once
 insert = jax.jit(replay.insert)
@@ -187,3 +187,125 @@ def test_times_are_those_since_the_episode_began():
     found = np.asarray(replay.times(buffer))[np.arange(start, start + 7) % CAPACITY]
     #                               2  3  4 |5  6 |8  9
     np.testing.assert_array_equal(found, [0, 1, 2, 0, 1, 0, 1])
+
+
+NUM_FRAMES = 3
+
+
+def pictures(num_envs: int, seed: int, num_steps: int) -> list[Transition]:
+    """What `num_envs` environments show side by side, step by step: each frame has a
+    number of its own, 1 x 1 pixels in two channels; some rewards are not finite."""
+    rng, count = np.random.default_rng(seed), 0
+
+    def frame() -> list[int]:
+        nonlocal count
+        count += 1
+        return [count // 256, count % 256]
+
+    stacks, steps = [frame() * NUM_FRAMES for _ in range(num_envs)], []
+    for _ in range(num_steps):
+        after = [stack[2:] + frame() for stack in stacks]
+        chance = rng.uniform(size=num_envs)
+        terminal, truncated = chance < 0.15, (chance >= 0.15) & (chance < 0.3)
+        reward = np.where((chance >= 0.3) & (chance < 0.35), np.nan, chance)
+        shown = [np.array(x, np.uint8)[:, None, None] for x in (stacks, after)]
+        steps.append(
+            Transition(shown[0], chance[:, None], reward, shown[1], terminal, truncated)
+        )
+        ended = terminal | truncated | np.isnan(reward)
+        stacks = [
+            frame() * NUM_FRAMES if end else stack
+            for end, stack in zip(ended, after, strict=True)
+        ]
+    return steps
+
+
+PICTURED = Env(
+    name="pictured",
+    reset=lambda key: None,
+    step=lambda state, action: None,
+    obs_size=0,
+    action_size=1,
+    action_limit=1.0,
+    episode_length=1000,
+    obs_shape=(1, 1, 2 * NUM_FRAMES),
+    num_frames=NUM_FRAMES,
+)
+
+
+def seen(steps: list[Transition], capacity: int) -> replay.Replay:
+    put = jax.jit(replay.insert, static_argnames="stride")
+    buffer = replay.of(PICTURED, capacity)
+    num_envs = len(steps[0].reward)
+    for step in steps:
+        buffer = put(buffer, step, np.ones(num_envs, bool), stride=num_envs)
+    return buffer
+
+
+def told(steps: Transition) -> set[tuple]:
+    """Rows that can be compared, without what comes after an end."""
+    parts = steps._replace(
+        next_obs=np.where(steps.terminal[:, None, None, None], 0, steps.next_obs)
+    )
+    flat = [np.asarray(x).reshape(len(steps.reward), -1) for x in parts]
+    return {tuple(row) for row in np.concatenate(flat, axis=1).astype(np.float32)}
+
+
+@pytest.mark.parametrize(("num_envs", "seed"), [(1, 0), (1, 1), (3, 0), (3, 1)])
+def test_pictures_are_kept_once_and_come_back_whole(num_envs: int, seed: int):
+    """Every row that is drawn was there, and all are drawn that are known: not the last
+    of an environment, one at which the clock ran out, one that is not finite, and the
+    oldest, whose frames are gone."""
+    steps, capacity = pictures(num_envs, seed, 60), 40
+    buffer = seen(steps, capacity)
+    assert buffer.data.obs.shape == (capacity, 1, 1, 2)
+    assert buffer.data.next_obs.size == 0
+    batch = jax.tree.map(
+        np.asarray,
+        jax.jit(replay.sample, static_argnums=2)(jax.random.key(0), buffer, 2000),
+    )
+    rows = jax.tree.map(lambda *x: np.stack(x, axis=1), *steps)  # [N, T, ...]
+    left_out = np.isnan(rows.reward)
+    order = np.arange(60 * num_envs).reshape(-1, num_envs).T  # as they were put in
+    recent = order >= 60 * num_envs - capacity
+    last = np.arange(60)[None] == 59
+    unknown = rows.truncated | (last & ~rows.terminal)
+    first_frame = rows.obs[:, :, 0, 0, :2].astype(int) @ [256, 1]
+    newest_frame = rows.obs[:, :, 0, 0, -2:].astype(int) @ [256, 1]
+    kept = set(newest_frame[recent])
+    whole = np.isin(first_frame, list(kept))
+    due = recent & ~left_out & ~unknown & whole
+    expected = jax.tree.map(lambda x: x[due], rows)
+    assert 10 < due.sum() < capacity
+    assert told(batch) == told(expected)
+
+
+@pytest.mark.parametrize("num_envs", [1, 2])
+def test_sequences_of_pictures_end_where_they_are_not_known(num_envs: int):
+    steps = pictures(num_envs, 2, 60)
+    rows = jax.tree.map(lambda *x: np.concatenate(x), *steps)
+    everything = told(rows._replace(reward=np.nan_to_num(rows.reward)))
+    draw = jax.jit(replay.sample_sequences, static_argnums=(2, 3, 4))
+    found, valid = draw(jax.random.key(0), seen(steps, 40), 200, 4, num_envs)
+    found, valid = jax.tree.map(np.asarray, (found, valid))
+    assert 0.2 < valid.mean() < 0.95
+    assert (np.diff(valid.astype(int), axis=1) <= 0).all()
+    flat = jax.tree.map(lambda x: x[valid], found)
+    assert told(flat) <= everything
+    both = valid[:, 1:]
+    np.testing.assert_array_equal(found.next_obs[:, :-1][both], found.obs[:, 1:][both])
+
+
+def test_a_whole_episode_at_once_is_put_as_step_by_step():
+    steps = pictures(1, 3, 30)
+    one = seen(steps, 64)
+    rows = jax.tree.map(lambda *x: np.concatenate(x), *steps)
+    other = jax.jit(replay.insert)(replay.of(PICTURED, 64), rows, np.ones(30, bool))
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def test_a_hundred_thousand_pictures_fit_1_3_gigabytes():
+    env = PICTURED._replace(obs_shape=(64, 64, 9))
+    empty = jax.eval_shape(lambda: replay.of(env, 100_000))
+    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(empty))
+    assert size < 1.3e9

@@ -74,7 +74,10 @@ LEAVES = {  # parts of the path to an array in a checkpoint
 }
 
 
-LATER = {"pets": "distil"}  # what came later, and by default does nothing
+LATER = {  # what came later, and by default does nothing
+    "pets": "distil",
+    **dict.fromkeys(("ppo", "sac", "td3"), "pixels"),
+}
 
 
 def settings(algorithm: str, old: Mapping[str, Any]) -> dict[str, Any]:

@@ -48,6 +48,7 @@ def make(
 ) -> Algorithm:
     """The algorithm.  Raises ValueError for a configuration that cannot be."""
     checks.discrete(env)
+    checks.vectors(env)
     checks.positive(config, "temperature")
     checks.at_least(config, 0, "feature_weight")
     teaching = distillation.teachers(env, teachers, config.teachers, config.distil)

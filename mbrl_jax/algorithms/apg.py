@@ -55,6 +55,7 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
     """The algorithm.  Raises ValueError for a configuration that cannot be, and for an
     environment without a gradient."""
     checks.continuous(env)
+    checks.vectors(env)
     checks.at_least(config, 1, "num_envs", "horizon", "num_updates")
     checks.at_least(config, 0, "decay_steps", "segment")
     checks.positive(config, "learning_rate", "max_norm", "init_std")

@@ -94,6 +94,7 @@ class State(NamedTuple):
 def make(env: Env, config: Config = Config()) -> Algorithm:
     """The algorithm.  Raises ValueError for a configuration that cannot be."""
     checks.discrete(env)
+    checks.vectors(env)
     _validate(config)
     num_tasks = len(env.tasks) or 1
     alpha, beta = config.alpha, config.beta

@@ -77,6 +77,7 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
     """The algorithm.  Raises ValueError for a configuration that cannot be, and for an
     environment whose observations are not one-hot."""
     checks.discrete(env)
+    checks.vectors(env)
     _check_one_hot(env)
     checks.at_least(config, 1, "interval")
     checks.at_least(config, 0, "num_planning", "prior", "threshold", "kappa")

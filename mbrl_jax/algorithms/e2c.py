@@ -7,9 +7,10 @@
     policy: z = mu(x), z_goal = mu(the picture of the goal); plan in the latent dynamics
         against (z - z_goal)^T (z - z_goal) + action_cost |u|^2, at every step anew
 
-The environment has to have a goal, and to show pictures: `--env=pixels/...`.  Planners
-are those of MPC, iLQR the paper's (with AICO beside it).  Actions are in units of their
-limit.  Deviation: the plan is made anew at every step, from the picture then.
+The environment has to have a goal, and to show pictures, as vectors:
+`--env=pixels/NAME/vector=1`.  Planners are those of MPC, iLQR the paper's (with AICO
+beside it).  Actions are in units of their limit.  Deviation: the plan is made anew at
+every step, from the picture then.
 """
 
 import dataclasses
@@ -164,6 +165,7 @@ def _units(data: replay.Replay) -> normalize.Statistics:
 
 def _validate(env: Env, config: Config) -> None:
     checks.continuous(env)
+    checks.vectors(env)
     if env.goal is None:
         raise ValueError(f"{env.name} has no goal to be brought to: e2c needs one")
     counts = ("num_episodes", "num_updates", "batch_size", "num_models")

@@ -51,6 +51,7 @@ def make(
 ) -> Algorithm:
     """The algorithm.  Raises ValueError for a configuration that cannot be."""
     checks.discrete(env)
+    checks.vectors(env)
     checks.positive(config, "temperature")
     kinds: dict[str, Callable[[Array, Array], Array]] = {
         "kl": partial(losses.sharpened_divergence, temperature=config.temperature),

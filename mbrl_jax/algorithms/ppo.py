@@ -5,7 +5,7 @@ Acting in environments side by side; `policy_gradient/ppo.py` says how it learns
 
 import dataclasses
 
-from mbrl_jax import gathering
+from mbrl_jax import gathering, networks
 from mbrl_jax.ops import checks
 from mbrl_jax.policy_gradient import actor_critic, experience, on_policy, ppo
 from mbrl_jax.types import Algorithm, Env
@@ -19,6 +19,7 @@ class Config:
     window: int = 128  # steps of each, between two updates
     net: actor_critic.Config = actor_critic.Config()
     learn: ppo.Config = ppo.Config()
+    pixels: networks.EncoderConfig = networks.EncoderConfig()  # of pictures
 
 
 State = on_policy.State
@@ -29,7 +30,7 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
     checks.at_least(config, 1, "num_envs", "window")
     num_steps = config.num_envs * config.window
     experience.check_minibatches(config.learn, num_steps)
-    net = actor_critic.make(env, config.net)
+    net = actor_critic.make(env, config.net, config.pixels)
     learner = ppo.make(net, config.learn)
     gatherer = gathering.window_gatherer(env, config.num_envs, config.window)
     return on_policy.make(learner, gatherer)

@@ -15,6 +15,7 @@ class Config:
 
     collect: off_policy.Config = off_policy.Config()
     learn: sac.Config = sac.Config()
+    pixels: parts.PixelsConfig = parts.PixelsConfig()  # of pictures
 
 
 State = off_policy.State
@@ -22,6 +23,7 @@ State = off_policy.State
 
 def make(env: Env, config: Config = Config()) -> Algorithm:
     """The algorithm.  Raises ValueError for a configuration that cannot be."""
-    learner = parts.learner(sac.make(env, config.learn))
-    method = off_policy.model_free(learner, config.collect.batch_size)
-    return off_policy.make(env, method, config.collect)
+    method = sac.make(env, config.learn, config.pixels)
+    learner = parts.learner(method, config.pixels.random_shift)
+    hooks = off_policy.model_free(learner, config.collect.batch_size)
+    return off_policy.make(env, hooks, config.collect)

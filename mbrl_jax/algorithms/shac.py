@@ -74,6 +74,7 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
     """The algorithm.  Raises ValueError for a configuration that cannot be, and for an
     environment without a gradient."""
     checks.continuous(env)
+    checks.vectors(env)
     _validate(config)
     pathwise.check(env)
     network = policies.squashed(env, config.hidden_sizes, config.init_std)

@@ -106,6 +106,7 @@ class State(NamedTuple):
 def make(env: Env, config: Config = Config()) -> Algorithm:
     """The algorithm.  Raises ValueError for a configuration that cannot be."""
     checks.continuous(env)
+    checks.vectors(env)
     _validate(env, config)
     model, decode = outcomes.learned(env._replace(terminal=_never), config.model)
     network: Any = MLP(config.hidden_sizes, env.action_size)

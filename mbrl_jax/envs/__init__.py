@@ -159,11 +159,12 @@ def _check_types(name: str, env: Env) -> None:
     reset = returned.named(f"{name}: reset", env.reset)
     step = returned.named(f"{name}: step", lambda state: env.step(state, action))
     first = jax.eval_shape(reset, jax.random.key(0))
-    if first.obs.shape != (env.obs_size,) or first.obs.dtype.kind != "f":
+    blank = jax.eval_shape(env.blank_obs)
+    kind = first.obs.dtype.kind == ("u" if env.obs_shape else "f")
+    if first.obs.shape != blank.shape or not kind:
         shape, dtype = first.obs.shape, first.obs.dtype
-        raise ValueError(
-            f"{name}: obs are {dtype} of shape {shape}, not [{env.obs_size}]"
-        )
+        due = f"uint8 {list(env.obs_shape)}" if env.obs_shape else f"[{env.obs_size}]"
+        raise ValueError(f"{name}: obs are {dtype} of shape {shape}, not {due}")
     lasting = returned.lasting_types(reset, step, f"{name}: step")
     for (path, old), new in zip(
         jax.tree.leaves_with_path(first), jax.tree.leaves(lasting), strict=True

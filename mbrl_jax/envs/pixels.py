@@ -1,12 +1,16 @@
 """Any environment that can be drawn, seen as pictures.
 
-obs: the last `num_frames` pictures, [num_frames, size, size, channels] in [0, 1] as one
-vector, the newest last; before there were as many, the first one again.  Grey is the
-luminance (ITU-R BT.601).  Distractors are discs that wander about and have nothing to
-do with the task.
+obs: the last `num_frames` frames, the newest last; before there were as many, the first
+one again.  A picture is uint8 [size, size, num_frames * channels]; with `vector` it is
+one in [0, 1] as a vector [num_frames * size * size * channels], frame by frame, which
+has a gradient.  Grey is the luminance (ITU-R BT.601).  What has nothing to do with the
+task: distractors, discs that wander about; occluders, discs that stay where they are
+for an episode, in front of everything; a camera that stands elsewhere in each episode,
+by up to `camera_shift` pixels in both directions.
 """
 
 import dataclasses
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -25,15 +29,26 @@ class Config:
     size: int = 32  # pixels, of each side
     num_frames: int = 2  # one picture has no velocities
     colour: bool = False
+    vector: bool = False
     num_distractors: int = 0
+    num_occluders: int = 0
+    camera_shift: int = 0  # pixels
+
+
+class Clutter(NamedTuple):
+    """What is in the picture, and has nothing to do with the task."""
+
+    distractors: Array  # [D, 3] x, y, heading (rad); the picture is from -1 to 1
+    occluders: Array  # [K, 2] x, y
+    shift: Array  # [2] int32, pixels down and to the right
 
 
 class Sim(NamedTuple):
     """What `EnvState.sim` is."""
 
     inner: EnvState  # of the environment that is seen
-    frames: Array  # [F, size, size, channels]
-    distractors: Array  # [D, 3] x, y, heading (rad)
+    frames: Array  # [F, size, size, channels] in [0, 1]
+    clutter: Clutter
     key: Key
 
 
@@ -43,54 +58,64 @@ def make(env: Env, config: Config = Config()) -> Env:
     It knows neither reward nor termination of an observation: models learn them.
     """
     checks.at_least(config, 1, "size", "num_frames")
-    checks.at_least(config, 0, "num_distractors")
+    checks.at_least(config, 0, "num_distractors", "num_occluders", "camera_shift")
     paint = env.picture
     if paint is None:
         raise ValueError(f"{env.name} has no picture: its pixels cannot be seen")
-    size, channels = config.size, 3 if config.colour else 1
+    size, num_frames = config.size, config.num_frames
+    channels = 3 if config.colour else 1
+    shape = (size, size, num_frames * channels)
 
-    def frame(inner: EnvState, distractors: Array) -> Array:
+    def discs(image: Array, places: Array, radius: float, colour: Any) -> Array:
+        square = raster.View((0.0, 0.0), 1.0, size, size)
+        shapes = raster.stack([raster.disc(x, radius, colour) for x in places])
+        return raster.paint(shapes, square, background=image)
+
+    def frame(inner: EnvState, clutter: Clutter) -> Array:
         """[size, size, channels]"""
         image = paint(inner, size, size)
         if config.num_distractors:
-            others = [raster.disc(x[:2], 0.12, raster.INK) for x in distractors]
-            square = raster.View((0.0, 0.0), 1.0, size, size)
-            image = raster.paint(raster.stack(others), square, background=image)
+            image = discs(image, clutter.distractors[:, :2], 0.12, raster.INK)
+        if config.num_occluders:
+            image = discs(image, clutter.occluders, 0.2, raster.STEEL)
+        if config.camera_shift:
+            image = shifted(image, clutter.shift, config.camera_shift)
         if config.colour:
             return image
         return image @ jnp.array(LUMINANCE, image.dtype)[:, None]
 
-    def seen(inner: EnvState, frames: Array, distractors: Array, key: Key) -> EnvState:
-        sim = Sim(inner, frames, distractors, key)
-        return inner._replace(obs=frames.reshape(-1), sim=sim)
+    def seen(inner: EnvState, frames: Array, clutter: Clutter, key: Key) -> EnvState:
+        obs = frames.reshape(-1)
+        if not config.vector:
+            obs = raster.to_uint8(jnp.moveaxis(frames, 0, -2).reshape(shape))
+        return inner._replace(obs=obs, sim=Sim(inner, frames, clutter, key))
 
     def first(inner: EnvState, key: Key) -> EnvState:
-        place_key, key = jax.random.split(key)
-        shape, dtype = (config.num_distractors, 3), inner.reward.dtype
-        distractors = jax.random.uniform(place_key, shape, dtype, -1.0)
-        distractors = distractors * jnp.array([[1.0, 1.0, jnp.pi]], dtype)
-        frames = frame(inner, distractors)[None].repeat(config.num_frames, axis=0)
-        return seen(inner, frames, distractors, key)
+        clutter_key, key = jax.random.split(key)
+        clutter = _clutter(clutter_key, config, inner.reward.dtype)
+        frames = frame(inner, clutter)[None].repeat(num_frames, axis=0)
+        return seen(inner, frames, clutter, key)
 
     def reset(key: Key) -> EnvState:
         inner_key, key = jax.random.split(key)
         return first(env.reset(inner_key), key)
 
     def step(env_state: EnvState, action: Array) -> EnvState:
-        inner, frames, distractors, key = env_state.sim
+        inner, frames, clutter, key = env_state.sim
         inner = env.step(inner, action)
         turn_key, key = jax.random.split(key)
-        distractors = _wander(turn_key, distractors)
-        newest = frame(inner, distractors)[None].astype(frames.dtype)
-        frames = jnp.concatenate([frames[1:], newest])
-        return seen(inner, frames, distractors, key)
+        clutter = clutter._replace(distractors=_wander(turn_key, clutter.distractors))
+        newest = frame(inner, clutter)[None].astype(frames.dtype)
+        return seen(inner, jnp.concatenate([frames[1:], newest]), clutter, key)
 
     render, goal = env.render, env.goal
     return env._replace(
         name=f"pixels/{env.name}",
         reset=reset,
         step=step,
-        obs_size=config.num_frames * size * size * channels,
+        obs_size=math.prod(shape) if config.vector else 0,
+        obs_shape=() if config.vector else shape,
+        num_frames=num_frames,
         reward=None,
         terminal=None,
         belief=None,
@@ -98,6 +123,14 @@ def make(env: Env, config: Config = Config()) -> Env:
         picture=lambda env_state, *size: paint(env_state.sim.inner, *size),
         goal=goal and (lambda: first(goal(), jax.random.key(0))),
     )
+
+
+def shifted(image: Array, shift: Array, most: int) -> Array:
+    """The picture [height, width, channels] moved down and to the right by `shift` [2]
+    pixels, at most `most`; at the edges its outermost pixels are repeated."""
+    wide = jnp.pad(image, ((most, most), (most, most), (0, 0)), mode="edge")
+    start = jnp.array([most, most]) - shift
+    return jax.lax.dynamic_slice(wide, (*start, 0), image.shape)
 
 
 def parse(text: str) -> Config:
@@ -113,6 +146,16 @@ def parse(text: str) -> Config:
             )
         changes[name] = int(value)
     return dataclasses.replace(Config(), **changes)
+
+
+def _clutter(key: Key, config: Config, dtype: Any) -> Clutter:
+    keys, most = jax.random.split(key, 3), config.camera_shift
+    wandering = jax.random.uniform(keys[0], (config.num_distractors, 3), dtype, -1.0)
+    return Clutter(
+        wandering * jnp.array([[1.0, 1.0, jnp.pi]], dtype),
+        jax.random.uniform(keys[1], (config.num_occluders, 2), dtype, -1.0),
+        jax.random.randint(keys[2], (2,), -most, most + 1),
+    )
 
 
 def _wander(key: Key, distractors: Array) -> Array:

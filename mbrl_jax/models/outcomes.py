@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from mbrl_jax.models import by_name
+from mbrl_jax.ops import checks
 from mbrl_jax.types import Array, Env, Gaussian, Key, Metrics, Model, PyTree
 
 
@@ -54,6 +55,7 @@ def learned(
     It sees discrete actions one-hot, and others within their limits, as the environment
     does: a Gaussian policy, and a replay of what it did, goes beyond them.
     """
+    checks.vectors(env)
     learned = by_name.learns(config, env)
     action_size = env.num_actions or env.action_size
     model = by_name.make(env.obs_size, action_size, by_name.learning(config, *learned))

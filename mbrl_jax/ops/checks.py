@@ -72,6 +72,15 @@ def holds_an_episode(config: Any, env: Env) -> None:
         )
 
 
+def vectors(env: Env, method: str = "this algorithm") -> None:
+    """Raises ValueError, naming it, for an environment that shows pictures."""
+    if env.obs_shape:
+        raise ValueError(
+            f"{env.name} shows pictures, {list(env.obs_shape)}, and {method} takes "
+            "vectors, as of pixels/NAME/vector=1"
+        )
+
+
 def continuous(env: Env, method: str = "this algorithm") -> None:
     """Raises ValueError, naming it, for an environment with discrete actions."""
     if env.num_actions:

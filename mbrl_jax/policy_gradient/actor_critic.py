@@ -6,7 +6,8 @@
 
 The networks share nothing, so that a step of the policy leaves the critic alone; each
 has a GRU of its own if there is a memory (Cho et al., 2014; Hausknecht and Stone, 2015,
-"Deep recurrent Q-learning for partially observable MDPs").
+"Deep recurrent Q-learning for partially observable MDPs"), and an encoder for pictures,
+which are in units of their own: no statistics follow them.
 """
 
 import dataclasses
@@ -18,8 +19,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mbrl_jax import distributions
+from mbrl_jax import distributions, networks
 from mbrl_jax.distributions import Family
+from mbrl_jax.networks import Encoder, EncoderConfig
 from mbrl_jax.ops import checks, finite, normalize
 from mbrl_jax.ops.normalize import Statistics
 from mbrl_jax.types import Array, Env, Key, Learner, Metrics, Params, Policy, PyTree
@@ -39,7 +41,7 @@ class ActorCritic(NamedTuple):
     """Functions for one example; a memory is () where there is none."""
 
     family: Family
-    obs_size: int
+    obs_size: int  # 0: pictures, which are not normalised
     init: Callable[[Key], tuple[Params, Params]]  # -> actor, critic
     start: Callable[[], PyTree]  # -> memory of either at the start of an episode
     act: Callable[[Params, PyTree, Array], tuple[PyTree, Array]]
@@ -67,11 +69,15 @@ class _Net(nn.Module):
     output_size: int
     output_scale: float
     memory_size: int
+    pixels: EncoderConfig | None
 
     @nn.compact
     def __call__(self, memory: PyTree, obs: Array) -> tuple[PyTree, Array]:
         dtype, orthogonal = jnp.result_type(float), nn.initializers.orthogonal
         layer, x = partial(nn.Dense, param_dtype=dtype), obs
+        if self.pixels is not None:
+            encoder: Any = Encoder(self.pixels)
+            x = encoder(obs)
         for size in self.hidden_sizes:
             x = nn.tanh(layer(size, kernel_init=orthogonal(2**0.5))(x))
         if self.memory_size:
@@ -82,22 +88,28 @@ class _Net(nn.Module):
         )(x)
 
 
-def make(env: Env, config: Config) -> ActorCritic:
-    """The networks that fit `env`.  Raises ValueError for what cannot be."""
+def make(env: Env, config: Config, pixels: EncoderConfig | None = None) -> ActorCritic:
+    """The networks that fit `env`, of pictures with encoders of `pixels`.  Raises
+    ValueError for what cannot be."""
     checks.at_least(config, 0, "memory_size")
     checks.positive(config, "init_std")
+    if pixels is None:
+        checks.vectors(env)
+    else:
+        checks.under("pixels", networks.validate, pixels)
+    eyes = pixels if env.obs_shape else None
     family = distributions.of(env, config.squash)
     spread = 0 if env.num_actions else env.action_size  # parameters for stds
     sizes, memory_size = config.hidden_sizes, config.memory_size
-    actor_net: Any = _Net(sizes, family.output_size - spread, 0.01, memory_size)
-    critic_net: Any = _Net(sizes, 1, 1.0, memory_size)
+    actor_net: Any = _Net(sizes, family.output_size - spread, 0.01, memory_size, eyes)
+    critic_net: Any = _Net(sizes, 1, 1.0, memory_size, eyes)
 
     def start() -> PyTree:
         return jnp.zeros(memory_size) if memory_size else ()
 
     def init(key: Key) -> tuple[Params, Params]:
         actor_key, critic_key = jax.random.split(key)
-        obs = jnp.zeros(env.obs_size)
+        obs = env.blank_obs()
         actor: Params = {"net": actor_net.init(actor_key, start(), obs)}
         if spread:
             actor["log_std"] = jnp.zeros(spread)
@@ -117,6 +129,8 @@ def make(env: Env, config: Config) -> ActorCritic:
     def renormalise(
         params: tuple[Params, Params], old: Statistics, new: Statistics
     ) -> tuple[Params, Params]:
+        if env.obs_shape:
+            return params
         (actor, critic), at = params, _first_layers(config)
         net = normalize.folded(actor["net"], at, old, new)
         return {**actor, "net": net}, normalize.folded(critic, at, old, new)
@@ -207,6 +221,8 @@ def unroll(
 
 def normalise_obs(stats: Statistics, obs: Array) -> Array:
     """Normalised; 0 in place of what is not finite, or next to it, so that one never
-    acts on that."""
+    acts on that.  Pictures, of which there are no statistics, stay as they are."""
+    if not stats.mean.size:
+        return obs
     seen = (obs - stats.mean) / stats.std
     return jnp.where(finite.moderate(obs) & jnp.isfinite(seen), seen, 0)

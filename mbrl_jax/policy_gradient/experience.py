@@ -31,7 +31,7 @@ from mbrl_jax.types import Array, Key, Params, PyTree, Window
 class Samples(NamedTuple):
     """What there is to learn from one window, by the agent that acted."""
 
-    obs: Array  # [T, O] normalised
+    obs: Array  # [T, O] normalised, or pictures
     first: Array  # [T] bool, the memory starts afresh here
     action: Array  # [T, A]
     outputs: Array  # [T, D]
@@ -101,14 +101,13 @@ def gae_samples(
 
     rows = jax.vmap(one)(windows)
     valid = rows.valid.ravel()
-    seen = windows.transitions.obs.reshape(valid.size, -1)
     returns = normalize.update(agent.returns, rows.target.reshape(-1, 1), valid)
     later = normalize.so_far(returns)
     rows = rows._replace(target=(rows.target - later.mean[0]) / later.std[0])
-    agent = agent._replace(
-        obs=normalize.update(agent.obs, seen, valid), returns=returns
-    )
-    return rows, agent
+    if net.obs_size:
+        seen = windows.transitions.obs.reshape(valid.size, -1)
+        agent = agent._replace(obs=normalize.update(agent.obs, seen, valid))
+    return rows, agent._replace(returns=returns)
 
 
 def outputs_of(net: ActorCritic, actor: Params, rows: Samples) -> Array:
@@ -133,7 +132,7 @@ def _along(
     if jax.tree.leaves(memory):
         return jax.vmap(one)(memory, rows.first, rows.obs)[1]
     # along one axis: between products with two, XLA copies
-    obs = rows.obs.reshape(-1, rows.obs.shape[-1])
+    obs = rows.obs.reshape(-1, *rows.obs.shape[2:])
     outputs = one((), rows.first.ravel(), obs)[1]
     return outputs.reshape(rows.first.shape + outputs.shape[1:])
 

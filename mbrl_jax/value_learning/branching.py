@@ -103,9 +103,7 @@ def make(
     def init(key: Key) -> tuple[PyTree, ModelState]:
         learner_key, model_key = jax.random.split(key)
         learned = learner.init(learner_key)
-        imagined = replay.init(
-            env.obs_size, env.action_size, capacity, discrete=env.num_actions > 0
-        )
+        imagined = replay.of(env, capacity)
         one = jnp.full((), config.first_length, jnp.int32)
         return learned, ModelState(
             model.init(model_key), imagined, one, learned, jnp.zeros((), jnp.int32)

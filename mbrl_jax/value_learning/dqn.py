@@ -45,6 +45,7 @@ class State(NamedTuple):
 def make(env: Env, config: Config = Config()) -> ValueLearner:
     """Raises ValueError for what cannot be."""
     checks.discrete(env)
+    checks.vectors(env)
     validate(config)
     network: Any = MLP(config.hidden_sizes, env.num_actions, nn.relu)
     optimizer = optimizers.clipped_adam(config.learning_rate, config.max_norm)

@@ -39,9 +39,7 @@ def make(env: Env, capacity: int, num_steps: int) -> Gatherer:
         return gathering.window_gatherer(multi_task.at(env, task), 1, num_steps)
 
     def init(key: Key) -> Experience:
-        kept = lambda _: replay.init(
-            env.obs_size, env.action_size, capacity, discrete=env.num_actions > 0
-        )
+        kept = lambda _: replay.of(env, capacity)
         start = lambda task, key: gatherer(task).init(key, policies.uniform(env))
         return Experience(
             jax.vmap(kept)(tasks),

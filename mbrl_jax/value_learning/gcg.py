@@ -196,6 +196,7 @@ def make(env: Env, config: Config, collect: off_policy.Config) -> OffPolicyHooks
 
 def _validate(env: Env, config: Config, collect: off_policy.Config) -> None:
     checks.continuous(env)
+    checks.vectors(env)
     checks.one_of(config, "predict", PREDICT)
     checks.at_least(config, 1, "hidden_size")
     checks.positive(config, "learning_rate", "max_norm")

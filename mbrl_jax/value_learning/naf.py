@@ -73,6 +73,7 @@ def shape(outputs: Array, size: int, scale: float | Array) -> Quadratic:
 def make(env: Env, config: Config = Config()) -> ValueLearner:
     """Raises ValueError for what cannot be."""
     checks.continuous(env, "NAF")
+    checks.vectors(env)
     validate(config)
     size, limit = env.action_size, env.action_limit
     num_outputs = 1 + size + size * (size + 1) // 2

@@ -107,12 +107,7 @@ def make(env: Env, hooks: OffPolicyHooks, config: Config) -> Algorithm:
         method_key, env_key = jax.random.split(key)
         learned, model_state = hooks.init(method_key)
         parallel = gatherer.init(env_key, acting(learned, jnp.zeros((), bool)))
-        data = replay.init(
-            env.obs_size,
-            env.action_size,
-            config.capacity,
-            discrete=env.num_actions > 0,
-        )
+        data = replay.of(env, config.capacity)
         return State(learned, model_state, data, parallel, gathering.zero_counters())
 
     def prepare(key: Key, ready: Array, state: State) -> tuple[PyTree, Metrics]:
@@ -141,7 +136,8 @@ def make(env: Env, hooks: OffPolicyHooks, config: Config) -> Algorithm:
                 act_key, acting(state.learner, ready), state.parallel
             )
             steps = jax.tree.map(lambda x: x[:, 0], gathered.windows.transitions)
-            data = replay.insert(state.replay, steps, jnp.ones(config.num_envs, bool))
+            every = jnp.ones(config.num_envs, bool)
+            data = replay.insert(state.replay, steps, every, stride=config.num_envs)
 
             def learn(carry: tuple[PyTree, Metrics]) -> tuple[PyTree, Metrics]:
                 keys = jax.random.split(key, config.updates_per_step)

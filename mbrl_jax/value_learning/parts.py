@@ -12,6 +12,7 @@ objective, made of `act` and `values`.  Nothing follows a terminal transition; t
 of the clock is none.
 """
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -21,8 +22,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from mbrl_jax import networks
 from mbrl_jax.networks import MLP
-from mbrl_jax.ops import finite
+from mbrl_jax.ops import checks, finite
 from mbrl_jax.types import (
     Act,
     Array,
@@ -87,10 +89,20 @@ def one_step(
     return Regression(batch.obs, batch.action, target, jnp.ones_like(target))
 
 
-def learner(parts: ValueLearner) -> Learner:
-    """The method as it was published: it learns from transitions [B]."""
+def learner(parts: ValueLearner, random_shift: int = 0) -> Learner:
+    """The method as it was published: it learns from transitions [B].
+
+    Pictures are moved by up to `random_shift` pixels, those before and after a step
+    independently of each other."""
 
     def update(key: Key, state: PyTree, batch: Transition) -> tuple[PyTree, Metrics]:
+        if batch.obs.ndim > 2 and random_shift:
+            key, *keys = jax.random.split(key, 3)
+            obs, next_obs = (
+                shifted(own, x, random_shift)
+                for own, x in zip(keys, (batch.obs, batch.next_obs), strict=True)
+            )
+            batch = batch._replace(obs=obs, next_obs=next_obs)
         target_key, key = jax.random.split(key)
         rows = one_step(parts, state, target_key, batch)
         return parts.update(key, state, rows, batch.obs, parts.actor_objective)
@@ -98,26 +110,82 @@ def learner(parts: ValueLearner) -> Learner:
     return Learner(parts.init, update, parts.explore, parts.policy)
 
 
+@dataclasses.dataclass(frozen=True)
+class PixelsConfig(networks.EncoderConfig):
+    """Hyperparameters.  A float may be traced, as under vmap; an int fixes a shape."""
+
+    random_shift: int = 2  # pixels, by which pictures are moved before each update
+
+
 class Critics(NamedTuple):
-    """K networks Q(obs, action), the action in units of its limit."""
+    """K networks Q(obs, action), the action in units of its limit.
 
-    init: Callable[[Key], Params]  # -> [K, ...]
+    Of pictures all K share one encoder, which the policy uses as it is (Yarats et al.,
+    2021, "Image augmentation is all you need", App. B): its own step leaves it alone.
+    """
+
+    seen_size: int  # of what `encode` gives: O, or the number of features
+    init: Callable[[Key], Params]  # -> [K, ...], and an encoder
     apply: Callable[[Params, Array, Array], Array]  # (params, obs, action) -> [K]
+    encode: Callable[[Params, Array], Array]  # (params, obs) -> what a policy sees
 
 
-def critics(env: Env, hidden_sizes: tuple[int, ...], num_critics: int) -> Critics:
+def critics(
+    env: Env,
+    hidden_sizes: tuple[int, ...],
+    num_critics: int,
+    pixels: PixelsConfig | None = None,
+) -> Critics:
+    """Raises ValueError for pictures, unless `pixels` says how they are seen."""
+    if pixels is None:
+        checks.vectors(env)
+    else:
+        checks.under("pixels", _validate, pixels)
     network: Any = MLP(hidden_sizes, 1, nn.relu)
+    encoder: Any = networks.Encoder(pixels) if pixels and env.obs_shape else None
+    seen_size = encoder.config.num_features if encoder else env.obs_size
 
-    def init(key: Key) -> Params:
-        inputs = jnp.zeros(env.obs_size + env.action_size)
-        keys = jax.random.split(key, num_critics)
-        return jax.vmap(network.init, in_axes=(0, None))(keys, inputs)
-
-    def apply(params: Params, obs: Array, action: Array) -> Array:
-        inputs = jnp.concatenate([obs, action / env.action_limit])
+    def heads(params: Params, seen: Array, action: Array) -> Array:
+        inputs = jnp.concatenate([seen, action / env.action_limit])
         return jax.vmap(network.apply, in_axes=(0, None))(params, inputs)[:, 0]
 
-    return Critics(init, apply)
+    def init(key: Key) -> Params:
+        inputs = jnp.zeros(seen_size + env.action_size)
+        encoder_key, heads_key = jax.random.split(key) if encoder else (key, key)
+        keys = jax.random.split(heads_key, num_critics)
+        params = jax.vmap(network.init, in_axes=(0, None))(keys, inputs)
+        if encoder is None:
+            return params
+        eyes = encoder.init(encoder_key, env.blank_obs())
+        return {"encoder": eyes, "heads": params}
+
+    def apply(params: Params, obs: Array, action: Array) -> Array:
+        if encoder is None:
+            return heads(params, obs, action)
+        seen = encoder.apply(params["encoder"], obs)
+        return heads(params["heads"], seen, action)
+
+    def encode(params: Params, obs: Array) -> Array:
+        if encoder is None:
+            return obs
+        return jax.lax.stop_gradient(encoder.apply(params["encoder"], obs))
+
+    return Critics(seen_size, init, apply, encode)
+
+
+def _validate(config: PixelsConfig) -> None:
+    networks.validate(config)
+    checks.at_least(config, 0, "random_shift")
+
+
+def shifted(key: Key, pictures: Array, most: int) -> Array:
+    """Pictures [B, height, width, channels], each moved by up to `most` pixels down or
+    up, and to a side; the outermost pixels are repeated (Yarats et al., 2021, Sec. 3).
+    """
+    wide = jnp.pad(pictures, ((0, 0), (most, most), (most, most), (0, 0)), mode="edge")
+    starts = jax.random.randint(key, (len(pictures), 2), 0, 2 * most + 1)
+    cut = lambda x, at: jax.lax.dynamic_slice(x, (*at, 0), pictures.shape[1:])
+    return jax.vmap(cut)(wide, starts)
 
 
 def error(apply: Callable[[Array, Array], Array], rows: Regression) -> Array:

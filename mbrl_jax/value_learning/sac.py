@@ -59,18 +59,20 @@ class State(NamedTuple):
     temperature_opt: optax.OptState
 
 
-def make(env: Env, config: Config = Config()) -> ValueLearner:
-    """Raises ValueError for what cannot be."""
+def make(
+    env: Env, config: Config = Config(), pixels: parts.PixelsConfig | None = None
+) -> ValueLearner:
+    """Of pictures by an encoder of `pixels`.  Raises ValueError for what cannot be."""
     checks.continuous(env, "SAC")
     validate(config)
     network: Any = MLP(config.hidden_sizes, 2 * env.action_size, nn.relu)
-    critics = parts.critics(env, config.hidden_sizes, config.num_critics)
+    critics = parts.critics(env, config.hidden_sizes, config.num_critics, pixels)
     optimizer = optimizers.clipped_adam(config.learning_rate, config.max_norm)
     slow = optimizers.clipped_adam(config.temperature_rate, config.max_norm)
 
     def init(key: Key) -> State:
         actor_key, critics_key = jax.random.split(key)
-        actor = network.init(actor_key, jnp.zeros(env.obs_size))
+        actor = network.init(actor_key, jnp.zeros(critics.seen_size))
         params = critics.init(critics_key)
         log_temperature = jnp.log(config.init_temperature) + jnp.zeros(())
         return State(
@@ -83,20 +85,21 @@ def make(env: Env, config: Config = Config()) -> ValueLearner:
             slow.init(log_temperature),
         )
 
-    def gaussian(actor: Params, obs: Array) -> Array:
+    def gaussian(state: State, obs: Array) -> Array:
         """Mean and log-std of u, [2 A]."""
-        mean, raw = jnp.split(network.apply(actor, obs), 2)
+        seen = critics.encode(state.critics, obs)
+        mean, raw = jnp.split(network.apply(state.actor, seen), 2)
         low, high = LOG_STD
         log_std = low + 0.5 * (high - low) * (1 + jnp.tanh(raw))
         return jnp.concatenate([mean, log_std])
 
-    def draw(actor: Params, key: Key, obs: Array) -> tuple[Array, Array]:
+    def draw(state: State, key: Key, obs: Array) -> tuple[Array, Array]:
         """An action [A] of the environment, and the log-density of tanh(u)."""
-        unit, log_prob = distributions.squashed_draw(key, gaussian(actor, obs))
+        unit, log_prob = distributions.squashed_draw(key, gaussian(state, obs))
         return env.action_limit * unit, log_prob
 
     def act(state: State, key: Key, obs: Array) -> tuple[Array, Array]:
-        action, log_prob = draw(state.actor, key, obs)
+        action, log_prob = draw(state, key, obs)
         return action, -jnp.exp(state.log_temperature) * log_prob
 
     def values(state: State, obs: Array, action: Array) -> Array:
@@ -123,6 +126,7 @@ def make(env: Env, config: Config = Config()) -> ValueLearner:
         params, critics_opt, error = parts.update(  # Eq. (5)
             critics.apply, optimizer, state.critics, state.critics_opt, rows
         )
+        state = state._replace(critics=params)
         value = lambda obs, action: critics.apply(params, obs, action).min()
 
         def loss(actor: Params) -> Array:
@@ -135,7 +139,7 @@ def make(env: Env, config: Config = Config()) -> ValueLearner:
         )
         # the same draws as those of the actor's own objective
         keys = jax.random.split(jax.random.clone(key), len(obs))
-        _, log_prob = jax.vmap(partial(draw, state.actor))(keys, obs)
+        _, log_prob = jax.vmap(partial(draw, state))(keys, obs)
         entropy = -log_prob.mean()
         # Eq. (18), whose gradient is the entropy that is missing
         missing = config.target_entropy * env.action_size - entropy
@@ -160,17 +164,17 @@ def make(env: Env, config: Config = Config()) -> ValueLearner:
         }
 
     def explore(state: State) -> Policy:
-        return parts.acting(lambda key, obs: draw(state.actor, key, obs)[0])
+        return parts.acting(lambda key, obs: draw(state, key, obs)[0])
 
     def policy(state: State) -> Policy:
         def mode(key: Key, obs: Array) -> Array:
-            mean, _ = jnp.split(gaussian(state.actor, obs), 2)
+            mean, _ = jnp.split(gaussian(state, obs), 2)
             return env.action_limit * jnp.tanh(mean)
 
         return parts.acting(mode)
 
     def noise(state: State, obs: Array) -> Gaussian:
-        mean, log_std = jnp.split(gaussian(state.actor, obs), 2)
+        mean, log_std = jnp.split(gaussian(state, obs), 2)
         return Gaussian(mean, jnp.exp(log_std))
 
     return ValueLearner(

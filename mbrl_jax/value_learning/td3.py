@@ -60,28 +60,30 @@ class State(NamedTuple):
     num_updates: Array  # [] int32
 
 
-def make(env: Env, config: Config = Config()) -> ValueLearner:
-    """Raises ValueError for what cannot be."""
+def make(
+    env: Env, config: Config = Config(), pixels: parts.PixelsConfig | None = None
+) -> ValueLearner:
+    """Of pictures by an encoder of `pixels`.  Raises ValueError for what cannot be."""
     checks.continuous(env, "TD3")
     validate(config)
     network: Any = MLP(config.hidden_sizes, env.action_size, nn.relu)
-    critics = parts.critics(env, config.hidden_sizes, config.num_critics)
+    critics = parts.critics(env, config.hidden_sizes, config.num_critics, pixels)
     optimizer = optimizers.clipped_adam(config.learning_rate, config.max_norm)
 
     def init(key: Key) -> State:
         actor_key, critics_key = jax.random.split(key)
-        actor = network.init(actor_key, jnp.zeros(env.obs_size))
+        actor = network.init(actor_key, jnp.zeros(critics.seen_size))
         params = critics.init(critics_key)
         opts = optimizer.init(actor), optimizer.init(params)
         return State(actor, params, actor, params, *opts, jnp.zeros((), jnp.int32))
 
-    def mean(actor: Params, obs: Array) -> Array:
+    def mean(actor: Params, state: State, obs: Array) -> Array:
         """In units of the limit."""
-        return jnp.tanh(network.apply(actor, obs))
+        return jnp.tanh(network.apply(actor, critics.encode(state.critics, obs)))
 
     def act(state: State, key: Key, obs: Array) -> tuple[Array, Array]:
         """The target policy's action, smoothed, Eq. (14); no bonus."""
-        unit = mean(state.target_actor, obs)
+        unit = mean(state.target_actor, state, obs)
         noise = config.smoothing_std * jax.random.normal(key, unit.shape, unit.dtype)
         limit = config.smoothing_limit
         unit = jnp.clip(unit + jnp.clip(noise, -limit, limit), -1, 1)
@@ -129,7 +131,7 @@ def make(env: Env, config: Config = Config()) -> ValueLearner:
 
         def loss(actor: Params) -> Array:
             def at(key: Key, obs: Array) -> tuple[Array, Array]:
-                unit = mean(actor, obs)
+                unit = mean(actor, state, obs)
                 return env.action_limit * unit, jnp.zeros((), unit.dtype)
 
             return -objective(key, obs, at, value).mean()
@@ -148,16 +150,18 @@ def make(env: Env, config: Config = Config()) -> ValueLearner:
 
     def explore(state: State) -> Policy:
         def act(key: Key, obs: Array) -> Array:
-            unit, std = mean(state.actor, obs), config.exploration_std
+            unit, std = mean(state.actor, state, obs), config.exploration_std
             return parts.noisy(key, unit, std, env.action_limit)
 
         return parts.acting(act)
 
     def policy(state: State) -> Policy:
-        return parts.acting(lambda key, obs: env.action_limit * mean(state.actor, obs))
+        return parts.acting(
+            lambda key, obs: env.action_limit * mean(state.actor, state, obs)
+        )
 
     def noise(state: State, obs: Array) -> Gaussian:
-        unit = mean(state.actor, obs)
+        unit = mean(state.actor, state, obs)
         return Gaussian(unit, jnp.full_like(unit, config.exploration_std))
 
     return ValueLearner(

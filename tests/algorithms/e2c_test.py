@@ -75,7 +75,7 @@ def test_plans_lead_to_the_code_of_the_goal(monkeypatch, planner: str):
 
 
 def test_an_iteration_learns_from_all_episodes_so_far():
-    env = pixels.make(SHORT, pixels.Config(size=5, num_frames=1))
+    env = pixels.make(SHORT, pixels.Config(size=5, num_frames=1, vector=True))
     algorithm = e2c.make(env, CONFIG)
     first = jax.jit(algorithm.init)(jax.random.key(0))
     step = jax.jit(algorithm.step)
@@ -128,7 +128,7 @@ def test_the_model_of_the_least_loss_acts(monkeypatch):
 
 def test_learning_lowers_the_loss():
     """From what a code that says nothing costs, for pictures of 8 by 8."""
-    env = envs.make("pixels/planar/size=8,num_frames=1")
+    env = envs.make("pixels/planar/size=8,num_frames=1,vector=1")
     config = dataclasses.replace(
         CONFIG,
         capacity=400,

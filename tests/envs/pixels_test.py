@@ -9,6 +9,7 @@ import pytest
 
 from mbrl_jax import envs
 from mbrl_jax.envs import pixels, planar
+from mbrl_jax.ops import raster
 from mbrl_jax.types import Env, EnvState
 
 
@@ -30,7 +31,7 @@ def run(env: Env, num_steps: int = 4) -> tuple[EnvState, Any]:
 
 
 def test_the_frames_are_the_last_pictures_and_the_newest_is_last():
-    env = envs.make("pixels/pendulum/size=12,num_frames=3")
+    env = envs.make("pixels/pendulum/size=12,num_frames=3,vector=1")
     assert env.name == "pixels/pendulum"
     assert env.obs_size == 3 * 12 * 12
     states, sim = run(env)
@@ -43,6 +44,48 @@ def test_the_frames_are_the_last_pictures_and_the_newest_is_last():
     picture = np.asarray(envs.make("pendulum").picture(inner, 12, 12))
     grey = picture @ np.array([0.299, 0.587, 0.114])
     np.testing.assert_allclose(frames[4, 2], grey, atol=1e-6)
+
+
+def test_a_picture_is_the_vector_in_bytes_channels_last():
+    """Of both the same numbers, rounded; the newest frame's channels are the last."""
+    settings = "size=9,num_frames=2,colour=1"
+    vector, _ = run(envs.make(f"pixels/pendulum/{settings},vector=1"))
+    env = envs.make(f"pixels/pendulum/{settings}")
+    picture, _ = run(env)
+    assert (env.obs_size, env.obs_shape, env.num_frames) == (0, (9, 9, 6), 2)
+    assert picture.obs.dtype == np.uint8
+    frames = vector.obs.reshape(5, 2, 9, 9, 3)
+    for i, channels in enumerate([slice(3), slice(3, 6)]):
+        bytes_ = 255 * frames[:, i]
+        np.testing.assert_allclose(picture.obs[..., channels], bytes_, atol=0.51)
+    blank = env.blank_obs()
+    assert (blank.shape, blank.dtype) == (picture.obs.shape[1:], picture.obs.dtype)
+
+
+def test_a_camera_stands_elsewhere_in_each_episode_and_there_all_the_time():
+    plain, _ = run(envs.make("pixels/planar/size=16,num_frames=1"))
+    env = envs.make("pixels/planar/size=16,num_frames=1,camera_shift=3")
+    found, sim = run(env)
+    down, right = np.asarray(sim.clutter.shift)[0]
+    np.testing.assert_array_equal(np.asarray(sim.clutter.shift), [[down, right]] * 5)
+    wide = np.pad(plain.obs, ((0, 0), (3, 3), (3, 3), (0, 0)), mode="edge")
+    moved = wide[:, 3 - down :, 3 - right :][:, :16, :16]
+    np.testing.assert_array_equal(found.obs, moved)
+    reset = jax.jit(jax.vmap(lambda key: env.reset(key).sim.clutter.shift))
+    shifts = np.asarray(reset(jax.random.split(jax.random.key(0), 200)))
+    assert set(shifts.ravel()) == set(range(-3, 4))
+
+
+def test_occluders_hide_what_is_behind_them_and_stay():
+    env = envs.make("pixels/planar/size=32,num_frames=1,num_occluders=2,colour=1")
+    found, sim = run(env, 10)
+    places = np.asarray(sim.clutter.occluders)
+    np.testing.assert_array_equal(places, places[:1].repeat(11, axis=0))
+    for x, y in places[0]:
+        row, column = int((1 - y) * 16), int((1 + x) * 16)
+        colours = found.obs[:, min(row, 31), min(column, 31)]
+        np.testing.assert_array_equal(colours, colours[:1].repeat(11, axis=0))
+        np.testing.assert_allclose(colours[0] / 255, raster.STEEL, atol=0.01)
 
 
 def test_what_is_seen_changes_nothing_else():
@@ -59,7 +102,7 @@ def test_what_is_seen_changes_nothing_else():
 def test_distractors_wander_within_the_picture_and_are_seen():
     env = envs.make("pixels/planar/size=24,num_frames=1,num_distractors=3,colour=1")
     _, sim = run(env, 300)
-    places = np.asarray(sim.distractors)[:, :, :2]
+    places = np.asarray(sim.clutter.distractors)[:, :, :2]
     assert (np.abs(places) <= 1).all()
     moved = np.linalg.norm(np.diff(places, axis=0), axis=2)
     assert ((moved < 1e-6) | (np.abs(moved - pixels.PACE) < 1e-4)).all()
