@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mbrl_jax import algorithms, rollout
+from mbrl_jax import algorithms, networks, rollout
 from mbrl_jax.algorithms import (
     a2c,
     actor_mimic,
@@ -55,6 +55,7 @@ from mbrl_jax.algorithms import (
     reinforce,
     sac,
     shac,
+    simple,
     steve,
     svg,
     td3,
@@ -62,7 +63,7 @@ from mbrl_jax.algorithms import (
 )
 from mbrl_jax.algorithms import mpc as true_mpc
 from mbrl_jax.envs import grid, multi_task, pixels, planar, point_mass, simulator
-from mbrl_jax.models import bnn, ensemble, gaussian_process, latent
+from mbrl_jax.models import bnn, ensemble, gaussian_process, latent, next_frame
 from mbrl_jax.models import by_name as models
 from mbrl_jax.planners import mpc
 from mbrl_jax.policy_gradient import natural_gradient
@@ -426,6 +427,26 @@ ROWS = {
             num_minibatches=3,
         ),
     ),
+    "simple": Row(
+        pixels.make(
+            simulator.time_limit(planar.make(), 4), pixels.Config(size=4, num_frames=2)
+        ),
+        simple.Config(
+            capacity=20,
+            num_envs=2,
+            window=5,
+            num_model_updates=2,
+            batch_size=3,
+            sequence_length=2,
+            num_policy_updates=2,
+            num_rollouts=3,
+            horizon=3,
+            net=TINY_NET,
+            pixels=networks.EncoderConfig((4,), 4),
+            learn=ppo_learner.Config(num_epochs=1, num_minibatches=1),
+            model=next_frame.Config((4, 4), 4, 0),
+        ),
+    ),
     "steve": Row(
         SHORT,
         steve.Config(
@@ -498,6 +519,7 @@ ENV_STEPS = {  # real steps in STEPS of a row: envs x window x updates, or episo
     "reinforce": 3 * 4 * STEPS,
     "sac": 5 * STEPS,
     "shac": 3 * 4 * 2 * STEPS,
+    "simple": 2 * 5 * STEPS,
     "steve": 5 * STEPS,
     "svg": 4 * STEPS,
     "td3": 2 * 5 * STEPS,
@@ -505,10 +527,10 @@ ENV_STEPS = {  # real steps in STEPS of a row: envs x window x updates, or episo
 }
 # The others' contract is marked slow: one of each family is enough for a quick look.
 REPRESENTATIVE = {"dqn", "dyna_q", "mbpo", "mpc", "pets", "ppo", "sac"}
-DISCRETE_TOO = {"a2c", "npg", "ppo", "reinforce", "trpo"}
+DISCRETE_TOO = {"a2c", "npg", "ppo", "reinforce", "simple", "trpo"}
 DISCRETE_ONLY = {"actor_mimic", "distral", "dqn", "dyna_q", "policy_distillation"}
 DOUBLE = {"pilco", "pipps"}  # that refuse less than float64
-PICTURES_TOO = {"ppo", "sac", "td3"}
+PICTURES_TOO = {"ppo", "sac", "simple", "td3"}
 NO_PICTURES = "shows pictures|no `belief`|only the simulator of|plans with|positions is"
 NAMES = sorted(module.name for module in pkgutil.iter_modules(algorithms.__path__))
 
@@ -635,7 +657,10 @@ def test_discrete_actions_are_fine_or_an_early_error(run: Run):
             run.module.make(SHORT, run.row.config)
         return
     if run.name in DISCRETE_TOO:
-        algorithm, key = run.module.make(grid.maze(), run.row.config), jax.random.key(0)
+        env, key = grid.maze(), jax.random.key(0)
+        if run.name == "simple":
+            env = pixels.make(env, pixels.Config(size=4))
+        algorithm = run.module.make(env, run.row.config)
         state = jax.eval_shape(algorithm.init, key)
         jax.eval_shape(algorithm.step, key, state)
         return

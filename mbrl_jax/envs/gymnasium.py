@@ -136,16 +136,19 @@ def adapt(
 ) -> Env:
     """Any object with Gymnasium's `reset`, `step`, `observation_space`, `action_space`.
 
-    Observations are flattened.  Actions are mapped from [-limit, limit] to the box; the
-    limit is the box's own if it is the same in all directions, else 1.  They are
-    rounded for a box of whole numbers; discrete ones are numbers from 0 on.  Set
-    `replay` to false for a system that cannot be brought back to an earlier state.
+    Pictures, a box of bytes with three axes, stay as they are, see `Env.obs_shape`; all
+    other observations are flattened, those of several spaces (Dict, Tuple) one after
+    the other, and discrete ones are one-hot.  Actions are mapped from [-limit, limit]
+    to the box; the limit is the box's own if it is the same in all directions, else 1.
+    They are rounded for a box of whole numbers; discrete ones are numbers from 0.
+    Set `replay` to false for a system that cannot be brought back to an earlier state.
     With `probe` it is moved a few steps, twice: what does not come out the same raises
     ValueError.  `painter` makes another one, whose `render()` is a picture.
     """
     if episode_length < 1:
         raise ValueError(f"episode_length must be at least 1, not {episode_length}")
     obs_size, num_actions = _obs_size(host_env), _num_actions(host_env)
+    obs_shape = _picture_shape(host_env)
     low, high = _action_bounds(host_env)
     size = low.size  # of what is sent
     symmetric = (low == -high[0]).all() and (high == high[0]).all()
@@ -189,6 +192,8 @@ def adapt(
 
     def env_state(answer: Array, time: Array, sim: Sim) -> EnvState:
         obs, reward = answer[:obs_size], answer[obs_size]
+        if obs_shape:
+            obs = obs.reshape(obs_shape).astype(jnp.uint8)
         ended, late = answer[obs_size + 1] != 0, answer[obs_size + 2] != 0
         late = (late | (time >= episode_length)) & ~ended
         return EnvState(obs, reward, ended, late, time, sim)
@@ -203,9 +208,8 @@ def adapt(
         seed, actions = state.sim
         action = jnp.asarray(action, actions.dtype).reshape(size)
         counters = jnp.stack([seed, state.time]).astype(actions.dtype)
-        answer = call(
-            jnp.concatenate([counters, state.obs, action, actions.reshape(-1)])
-        )
+        obs = state.obs.astype(actions.dtype).reshape(-1)
+        answer = call(jnp.concatenate([counters, obs, action, actions.reshape(-1)]))
         sim = Sim(seed, actions.at[state.time].set(action))
         return env_state(answer, state.time + 1, sim)
 
@@ -213,7 +217,8 @@ def adapt(
         name=name,
         reset=reset,
         step=step,
-        obs_size=obs_size,
+        obs_size=0 if obs_shape else obs_size,
+        obs_shape=obs_shape,
         action_size=0 if num_actions else size,
         action_limit=0.0 if num_actions else limit,
         num_actions=num_actions,
@@ -268,10 +273,12 @@ def _host(
     stands: tuple[int, bytes] | None = None  # seed and actions since, or unknown
 
     def see(obs: Any) -> np.ndarray:
-        flat = _flat(obs)
+        space = host_env.observation_space
+        flat = _flat(obs) if _is_box(space) else _joined(space, obs)
         if flat.size != obs_size:
-            shape = host_env.observation_space.shape
-            raise ValueError(f"an observation has shape {np.shape(obs)}, not {shape}")
+            raise ValueError(
+                f"an observation has shape {np.shape(obs)}, not {space.shape}"
+            )
         return flat
 
     def start(seed: int) -> np.ndarray:
@@ -417,14 +424,40 @@ def _flat(obs: Any) -> np.ndarray:
     return np.asarray(obs, np.float64).reshape(-1)
 
 
+def _is_box(space: Any) -> bool:
+    return hasattr(space, "low") and getattr(space, "shape", None) is not None
+
+
+def _joined(space: Any, obs: Any) -> np.ndarray:
+    """An observation of several spaces, or of a discrete one, as a vector."""
+    import gymnasium
+
+    try:
+        return _flat(gymnasium.spaces.flatten(space, obs))
+    except (KeyError, TypeError, IndexError) as error:
+        raise ValueError(f"an observation is {obs!r}, not of {space}") from error
+
+
 def _obs_size(host_env: Any) -> int:
-    shape = getattr(host_env.observation_space, "shape", None)
-    if not hasattr(host_env.observation_space, "low") or shape is None:
+    space = host_env.observation_space
+    if _is_box(space):
+        return math.prod(space.shape)
+    if not getattr(space, "is_np_flattenable", False):
         raise ValueError(
-            f"observation_space must be a Box, not {host_env.observation_space}; "
-            "gymnasium.wrappers.FlattenObservation makes one of many spaces"
+            f"observation_space must be a Box, or made of spaces that can be flattened "
+            f"to one, not {space}"
         )
-    return math.prod(shape)
+    import gymnasium
+
+    return gymnasium.spaces.flatdim(space)
+
+
+def _picture_shape(host_env: Any) -> tuple[int, ...]:
+    """Of pictures [height, width, channels] in bytes; () of anything else."""
+    space = host_env.observation_space
+    if _is_box(space) and len(space.shape) == 3 and space.dtype == np.uint8:
+        return tuple(space.shape)
+    return ()
 
 
 def _num_actions(host_env: Any) -> int:

@@ -11,7 +11,11 @@ import numpy as np
 import pytest
 
 from mbrl_jax import policies, rollout
+from mbrl_jax.algorithms import sac
 from mbrl_jax.envs import gymnasium
+from mbrl_jax.value_learning import off_policy
+from mbrl_jax.value_learning import sac as sac_learner
+from mbrl_jax.value_learning.parts import PixelsConfig
 
 KEY = jax.random.key(0)
 
@@ -445,6 +449,84 @@ class Third(gym.Env):
         return np.array([float(action)]), 0.0, False, False, {}
 
 
+class Camera(gym.Env):
+    """Shows [seed, steps, action] in the corner of a picture, and no more."""
+
+    observation_space = gym.spaces.Box(0, 255, (4, 5, 3), np.uint8)
+    action_space = gym.spaces.Box(-1.0, 1.0, (1,))
+
+    def reset(self, *, seed=None, options=None):
+        self.seed, self.steps = seed, 0
+        return self.shown(0), {}
+
+    def shown(self, action):
+        picture = np.full((4, 5, 3), 255, np.uint8)
+        picture[3, 4] = self.seed % 256, self.steps, 100 * (1 + action)
+        return picture
+
+    def step(self, action):
+        self.steps += 1
+        return self.shown(action[0]), 0.5, False, False, {}
+
+
+def test_pictures_stay_pictures():
+    env = gymnasium.adapt(Camera(), name="camera", episode_length=8)
+    assert (env.obs_shape, env.obs_size, env.num_frames) == ((4, 5, 3), 0, 1)
+    states = run(env, KEY, jnp.array([[0.5], [-1.0]]))
+    assert states.obs.dtype == jnp.uint8
+    corner = np.asarray(states.obs[:, 3, 4])
+    assert corner[0, 0] == int(states.sim.seed[0]) % 256
+    np.testing.assert_array_equal(corner[:, 1:], [[1, 150], [2, 0]])
+    assert (np.asarray(states.obs).reshape(2, -1)[:, :-3] == 255).all()
+
+
+def test_learners_see_the_pictures_of_gymnasium():
+    env = gymnasium.adapt(Camera(), name="camera", episode_length=8)
+    collect = off_policy.Config(capacity=12, warmup=4, interval=6, batch_size=2)
+    learn = sac_learner.Config(hidden_sizes=(4,))
+    algorithm = sac.make(env, sac.Config(collect, learn, PixelsConfig((2,), 3, 1)))
+    state, metrics = jax.jit(algorithm.step)(KEY, jax.jit(algorithm.init)(KEY))
+    assert metrics["env_steps"] == 6
+    assert np.isfinite(metrics["critic/mse"])
+    rows = np.asarray(state.replay.data.obs)[:6, 3, 4, 1]
+    np.testing.assert_array_equal(rows, range(6))
+
+
+class Several(gym.Env):
+    """Observes a place in words of its own: a number of three, and a vector."""
+
+    observation_space = gym.spaces.Dict(
+        where=gym.spaces.Discrete(3), speed=gym.spaces.Box(-1.0, 1.0, (2,))
+    )
+    action_space = gym.spaces.Box(-1.0, 1.0, (1,))
+    name = "where"
+
+    def reset(self, *, seed=None, options=None):
+        return {self.name: 0, "speed": np.zeros(2)}, {}
+
+    def step(self, action):
+        return (
+            {self.name: 2, "speed": np.array([0.5, action[0]])},
+            0.0,
+            False,
+            False,
+            {},
+        )
+
+
+def test_several_spaces_are_one_vector_as_gymnasium_flattens_them():
+    env, theirs = gymnasium.adapt(Several(), name="several"), Several()
+    assert (env.obs_shape, env.obs_size) == ((), 5)
+    states = run(env, KEY, jnp.array([[-0.25]]))
+    obs, *_ = theirs.step(np.array([-0.25]))
+    expected = gym.spaces.flatten(Several.observation_space, obs)
+    np.testing.assert_allclose(states.obs[0], expected)
+    assert set(np.asarray(states.obs[0]).tolist()) == {0.5, -0.25, 0, 1}
+    broken = gymnasium.adapt(type("Broken", (Several,), {"name": "there"})(), name="b")
+    with pytest.raises(Exception, match=r"b failed: .*an observation is .*'there'"):
+        jax.block_until_ready(jax.jit(broken.reset)(KEY))
+
+
 BOX = gym.spaces.Box(-1, 1, (2,))
 INFINITE = gym.spaces.Box(-np.inf, np.inf, (2,))
 
@@ -462,8 +544,8 @@ INFINITE = gym.spaces.Box(-np.inf, np.inf, (2,))
         ),
         (broken_spaces(action_space=INFINITE), "action_space must have finite bounds"),
         (
-            broken_spaces(observation_space=gym.spaces.Dict(a=BOX)),
-            r"observation_space must be a Box, not Dict.*FlattenObservation",
+            broken_spaces(observation_space=gym.spaces.Sequence(BOX)),
+            "observation_space must be a Box, or made of spaces that .*, not Sequence",
         ),
         (
             lambda: gymnasium.adapt(Counter(), name="robot", episode_length=0),
