@@ -194,3 +194,7 @@ class Algorithm(NamedTuple):
     policy: Callable[[PyTree], Policy]  # what is evaluated and rendered
     predict: Callable[[PyTree, Array, Array], Gaussian] | None = None
     # the learned model where there is one: (state, obs, action) -> [M, D], O of D first
+    foresee: Callable[[PyTree, Key, Array, Array], dict[str, Array]] | None = None
+    # of a model of pictures: (state, key, obs [T + 1, ...] and actions [T, ...] of an
+    # episode) -> by name, as "predicted" from the first of them on, or "reconstructed",
+    # pictures [T + 1, height, width, 1 or 3] in [0, 1]

@@ -29,6 +29,8 @@ def make(folder: Path, run: registry.Run, episodes: Episode | None) -> dict[str,
         "learning_curve.png": lambda path: plots.learning_curve([folder], path),
         "episode.gif": lambda path: animation.episode(run, path),
     }
+    if animation.is_foreseen(run):
+        makers["foreseen.gif"] = lambda path: animation.foreseen(run, path)
     missing = {}
     for name, maker in makers.items():
         try:
@@ -57,7 +59,8 @@ def summary(folder: Path) -> str:
         if name.startswith(("episode/", "eval/")):
             rows.append((name.replace("/", " ").replace("_", " "), _text(value)))
     rows.append(("run folder", str(folder)))
-    for name in ("learning_curve.png", "diagnostics.png", "episode.gif"):
+    pictures = "learning_curve.png", "diagnostics.png", "episode.gif", "foreseen.gif"
+    for name in pictures:
         why = status["missing"].get(name)
         if not why and not (folder / name).exists():
             continue  # not asked for

@@ -8,6 +8,7 @@
     diagnostics.json     the model's errors; .png shows them
     learning_curve.png
     episode.gif
+    foreseen.gif         seen, reconstructed and predicted, by a model of pictures
 
 Everything is JSON, pictures and plain arrays: reading a folder runs no code from it.
 """

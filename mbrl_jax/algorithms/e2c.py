@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import optax
 
 from mbrl_jax import gathering, optimizers, policies, replay
+from mbrl_jax.envs import pixels
 from mbrl_jax.gathering import Counters
 from mbrl_jax.models import latent
 from mbrl_jax.ops import checks, finite, normalize
@@ -153,7 +154,24 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
             config.planner, config.plan, env.action_size, env.action_limit, future
         )
 
-    return Algorithm(init, step, policy)
+    def foresee(state: State, key: Key, obs: Array, action: Array) -> dict[str, Array]:
+        """No noise is drawn: means of codes."""
+        params = jax.tree.map(lambda x: x[state.best], state.params)
+        code = lambda obs: model.encode(params, state.pixels, obs).mean
+        shown = jax.vmap(lambda z: pixels.newest(env, model.decode(params, z)))
+
+        def ahead(z: Array, action: Array) -> tuple[Array, Array]:
+            z = model.transition(params, z)(z, action / env.action_limit)
+            return z, z
+
+        codes = jax.vmap(code)(obs)
+        predicted = jax.lax.scan(ahead, codes[0], action)[1]
+        return {
+            "reconstructed": shown(codes),
+            "predicted": shown(jnp.concatenate([codes[:1], predicted])),
+        }
+
+    return Algorithm(init, step, policy, foresee=foresee)
 
 
 def _units(data: replay.Replay) -> normalize.Statistics:

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import optax
 
 from mbrl_jax import gathering, networks, optimizers, replay
+from mbrl_jax.envs import pixels
 from mbrl_jax.gathering import Counters
 from mbrl_jax.models import next_frame
 from mbrl_jax.ops import checks
@@ -204,7 +205,17 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
     def policy(state: State) -> Policy:
         return learner.policy(state.learner)
 
-    return Algorithm(init, step, policy)
+    def foresee(state: State, key: Key, obs: Array, action: Array) -> dict[str, Array]:
+        def ahead(obs: Array, x: tuple[Key, Array]) -> tuple[Array, Array]:
+            obs, _, _ = model.step(state.model, x[0], obs, told(x[1]))
+            return obs, pixels.newest(env, obs)
+
+        keys = jax.random.split(key, len(action))
+        _, frames = jax.lax.scan(ahead, obs[0], (keys, action))
+        first = pixels.newest(env, obs[0])[None]
+        return {"predicted": jnp.concatenate([first, frames])}
+
+    return Algorithm(init, step, policy, foresee=foresee)
 
 
 def _validate(config: Config) -> None:

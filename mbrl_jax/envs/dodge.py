@@ -71,7 +71,7 @@ def dynamics(state: State, action: Array) -> State:
     )
     hit = is_hit(observe(state), action, observe(state))
     stay = lambda old, new: jnp.where(hit, old, new)
-    return State(*map(stay, state[:3], after[:3]), key)
+    return jax.tree.map(stay, state._replace(key=key), after)
 
 
 def observe(state: State) -> Array:

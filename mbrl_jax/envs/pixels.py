@@ -125,6 +125,21 @@ def make(env: Env, config: Config = Config()) -> Env:
     )
 
 
+def newest(env: Env, obs: Array) -> Array:
+    """The newest frame of what `env` shows, [height, width, channels] in [0, 1].
+
+    Of vectors, that of a square picture.  Raises ValueError for what is none.
+    """
+    if env.obs_shape:
+        return obs[..., -(obs.shape[-1] // env.num_frames) :] / 255
+    size = env.obs_size // env.num_frames
+    for channels in (1, 3):
+        side = math.isqrt(size // channels)
+        if side * side * channels * env.num_frames == env.obs_size:
+            return obs[-size:].reshape(side, side, channels)
+    raise ValueError(f"{env.name} shows no square pictures")
+
+
 def shifted(image: Array, shift: Array, most: int) -> Array:
     """The picture [height, width, channels] moved down and to the right by `shift` [2]
     pixels, at most `most`; at the edges its outermost pixels are repeated."""

@@ -93,6 +93,34 @@ def test_an_iteration_learns_from_all_episodes_so_far():
     assert all(jax.tree.leaves(changed))
 
 
+def test_what_is_foreseen_follows_the_codes_from_the_first_picture():
+    """Of a model whose code is the picture, and moves by its actions."""
+    seen = pixels.make(SHORT, pixels.Config(size=2, num_frames=1, vector=True))
+
+    make = latent.make
+
+    def shifts(obs_size: int, action_size: int, config: latent.Config) -> Any:
+        plain = make(obs_size, action_size, config)
+        zero, B = jnp.zeros(4), jnp.eye(4, 2)
+        return plain._replace(
+            encode=lambda params, pixels, obs: Gaussian(obs, jnp.ones(4)),
+            decode=lambda params, z: z,
+            transition=lambda params, z: latent.Step(zero, zero, B, zero),
+        )
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(latent, "make", shifts)
+        algorithm = e2c.make(seen, CONFIG)
+    state = algorithm.init(jax.random.key(0))
+    obs = np.random.default_rng(0).uniform(0, 1, (3, 4)).astype(np.float32)
+    action = jnp.array([[0.1, 0.2], [0.3, -0.1]])
+    found = algorithm.foresee(state, jax.random.key(0), jnp.asarray(obs), action)
+    np.testing.assert_allclose(found["reconstructed"].reshape(3, 4), obs, rtol=1e-6)
+    moved = np.array([[0, 0, 0, 0], [0.1, 0.2, 0, 0], [0.4, 0.1, 0, 0]])
+    expected = obs[:1] + moved
+    np.testing.assert_allclose(found["predicted"].reshape(3, 4), expected, rtol=1e-5)
+
+
 def test_the_model_of_the_least_loss_acts(monkeypatch):
     """Of three whose loss is the square of what they begin with, the second: it alone
     takes moves for going the other way."""

@@ -142,3 +142,26 @@ def test_what_cannot_be_is_an_early_error(changes: dict[str, Any], message: str)
 def test_vectors_are_no_pictures():
     with pytest.raises(ValueError, match="planar shows vectors"):
         simple.make(planar.make(), CONFIG)
+
+
+def test_what_is_foreseen_follows_from_the_first_picture_and_the_actions(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """By a model that darkens the newest frame by its action."""
+
+    def model(env: Any, config: Any) -> next_frame.NextFrame:
+        def step(params: Any, key: Key, obs: Array, action: Array) -> tuple:
+            frame = obs[..., 1:] - (action @ jnp.arange(3.0)).astype(jnp.uint8)
+            return next_frame.pushed(obs, frame), jnp.zeros(()), jnp.zeros((), bool)
+
+        return next_frame.make(env, config)._replace(step=step)
+
+    monkeypatch.setattr(simple, "next_frame", _Patched(next_frame, make=model))
+    algorithm, key = simple.make(ENV, CONFIG), jax.random.key(0)
+    state = jax.eval_shape(algorithm.init, key)
+    obs = np.random.default_rng(0).integers(100, 255, (4, 5, 5, 2)).astype(np.uint8)
+    found = algorithm.foresee(state, key, jnp.asarray(obs), jnp.array([2, 0, 1]))
+    assert set(found) == {"predicted"}
+    darker = np.array([0, 2, 2, 3])[:, None, None, None]
+    expected = (obs[:1, ..., 1:] - darker) / 255
+    np.testing.assert_allclose(found["predicted"], expected, atol=1e-6)

@@ -1,7 +1,10 @@
 """Rendered episodes."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -9,6 +12,9 @@ from PIL import Image
 from experiments import render
 from experiments.reports import animation
 from experiments.runs import registry
+from mbrl_jax import policies
+from mbrl_jax.envs import pendulum, pixels, simulator
+from mbrl_jax.types import Algorithm
 
 
 def test_a_gif_plays_at_the_right_speed_for_ever(tmp_path: Path) -> None:
@@ -63,3 +69,53 @@ def test_what_cannot_be_rendered_is_named(whole: Path, tmp_path: Path) -> None:
         animation.episode(blind, tmp_path / "a.gif")
     with pytest.raises(OSError, match="no run folder"):
         render.main(["render", "--run_dir=/nowhere"])
+
+
+def fortune_teller(foresees: bool = True) -> Any:
+    """A run of one whose model says that pictures stay as they are, but darker."""
+    env = pixels.make(
+        simulator.time_limit(pendulum.make(), 5),
+        pixels.Config(size=8, num_frames=2, colour=True),
+    )
+
+    def foresee(state: Any, key: Any, obs: Any, action: Any) -> dict[str, Any]:
+        assert obs.shape[0] == action.shape[0] + 1 == 6
+        frames = pixels.newest(env, obs)
+        return {"reconstructed": frames, "predicted": 0.5 * frames[..., :1]}
+
+    algorithm = Algorithm(
+        lambda key: (),
+        lambda key, state: (state, {}),
+        lambda state: policies.uniform(env),
+        foresee=foresee if foresees else None,
+    )
+    return SimpleNamespace(
+        env=env,
+        algorithm=lambda varied: algorithm,
+        hyperparameters={},
+        state=(),
+        key=jax.random.key(0),
+        record={"algorithm": "teller"},
+    )
+
+
+def test_what_was_foreseen_is_beside_what_was_seen(tmp_path: Path) -> None:
+    run = fortune_teller()
+    assert animation.is_foreseen(run)
+    animation.foreseen(run, tmp_path / "a.gif")
+    with Image.open(tmp_path / "a.gif") as image:
+        assert image.n_frames == 6
+        assert image.size == (3 * 120 + 2 * 4, 120)
+        image.seek(5)
+        shown = np.asarray(image.convert("RGB"), int)
+    seen, again, darker = (shown[:, 124 * i :][:, :120] for i in range(3))
+    assert np.abs(seen - again).max() < 8
+    assert np.abs(seen[..., :1] // 2 - darker).max() < 8
+    assert len(np.unique(seen[7::15, 7::15].reshape(-1, 3), axis=0)) > 3
+
+
+def test_without_a_model_of_pictures_nothing_is_foreseen(tmp_path: Path) -> None:
+    run = fortune_teller(foresees=False)
+    assert not animation.is_foreseen(run)
+    with pytest.raises(ValueError, match="teller has no model of pictures"):
+        animation.foreseen(run, tmp_path / "a.gif")
