@@ -221,6 +221,27 @@ def test_limits_of_a_linear_quadratic_problem_equal_scipys(random_problem):
     np.testing.assert_allclose(ours.u.ravel(), exact, atol=1e-6)
 
 
+@pytest.mark.parametrize("seed", [0, 1, 5])
+def test_what_a_limit_holds_back_is_known_to_the_steps_before(seed: int):
+    """Of a linear-quadratic problem few iterations are needed, one for each time that
+    the set of those at a limit changes: the value says what the held ones cost."""
+    rng = np.random.default_rng(seed)
+    A, B = 0.5 * rng.normal(size=(3, 3)) + 0.6 * np.eye(3), rng.normal(size=(3, 2))
+    drift = 0.3 * rng.normal(size=3)
+    solve = partial(
+        ilqr,
+        lambda x, u, t: A @ x + B @ u + drift,
+        lambda x, u, t: 0.5 * x @ x + 0.15 * u @ u,
+        lambda x: 0.5 * x @ x,
+        limits=(jnp.array([-0.3, -0.2]), jnp.array([0.2, 0.4])),
+        tolerance=1e-9,
+    )
+    found = jax.jit(solve)(jnp.array([1.0, -1.0, 2.0]), jnp.zeros((12, 2)))
+    assert found.status == Status.CONVERGED
+    assert (np.isin(found.u[:, 0], [-0.3, 0.2])).any()
+    assert found.iterations <= 4
+
+
 def test_vmaps_over_starts_and_problems():
     rng = np.random.default_rng(0)
     starts = rng.normal(size=(3, 2))
