@@ -3,21 +3,20 @@
     repeat:
         run `num_episodes` episodes at random, and remember them
         `num_updates` times: a step down the loss of `models/video.py`, on sequences
-    policy: P = where the designated object is; at every step
+    policy: P = where the object is, by its colour while it is in sight; at every step
         plan: maximise -sum_t E[distance of a pixel of P_t to the goal], where the flow
             that predicts the picture of time t moves P, too
-        act, and move P by the flow of what was done; where a pixel does not look like
-            the object, P is less
+        act; out of sight, P is moved by the flow of what was done
 
 (Finn and Levine, 2017, arXiv 1610.00696, Sec. 4 and 5; SNA: Ebert et al., 2017, arXiv
 1710.05268.)  The environment has to have a goal, and to show pictures in the channels
 of `colour`: `--env=pixels/NAME/colour=1`.  Of several frames the newest is looked at.
 
 In the paper a user points at a pixel and at its goal.  Here the object is named by its
-`colour`: its pixels in the first picture of an episode are the designated ones, and the
-goal is the middle of those in the picture of the environment's goal.  Nothing else is
-known of either.  Deviations: after the first picture P is moved by the model's own flow
-and weighed by likeness, in place of another program's optical flow.  The skip of SNA
+`colour`: the pixels of that are the designated ones, and the goal is their middle in
+the picture of the environment's goal.  Nothing else is known of either.  Deviations: it
+is found anew in each picture in which there is half as much of it as in the first, in
+place of another program's optical flow from that one.  The skip of SNA
 leads to the last picture in which the object was in sight, at planning the present one
 mostly.  P is not made to add up to 1 after each step: what is missing is out of sight,
 and taken to be as far from the goal as it was when the plan was begun, or a plan that
@@ -70,7 +69,9 @@ class Config:
     colour: tuple[float, ...] = (0.91, 0.47, 0.2)  # of the object, one number a channel
     colour_std: float = 0.2  # how far from that a pixel may be
     planner: str = "icem"  # or any other of MPC's
-    plan: mpc.Config = mpc.Config(horizon=15, num_samples=100, num_elites=10)
+    plan: mpc.Config = mpc.Config(
+        horizon=8, interval=2, num_samples=40, num_elites=6, init_std=0.8
+    )
     model: video.Config = video.Config()
 
 
@@ -170,15 +171,14 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
 
         def look(picture: Array, last: _Sight) -> _Sight:
             alike = likeness(picture)
-            begins = last.time == 0
+            amount = jnp.where(last.time == 0, alike.sum(), last.amount)
+            seen = alike.sum() >= _IN_SIGHT * amount  # so it is where it begins
             # one step from the last picture: what a skip leads to is that, too
             before = Scene(last.picture.now, last.picture.now)
             by = model.flow(state.params, before, last.action)
             moved = video.track(by, Scene(last.pixels.now, last.pixels.now)).now
-            moved = jnp.where(begins, 1.0, moved + _SLIP / moved.size)
-            now = flow.normalised(moved * (alike + jnp.where(begins, 0.0, _SLIP)))
-            amount = jnp.where(begins, alike.sum(), last.amount)
-            seen = alike.sum() >= _IN_SIGHT * amount  # so it is where it begins
+            moved = (moved + _SLIP / moved.size) * (alike + _SLIP)
+            now = flow.normalised(jnp.where(seen, alike, moved))
             newest = lambda x, old: Scene(x, jnp.where(seen, x, old.first))
             return _Sight(
                 newest(picture, last.picture),

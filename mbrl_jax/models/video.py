@@ -11,7 +11,8 @@ is one of the parts, so that what something has passed in front of can come back
 squared error of futures that are made of predictions (2016, Sec. 4).
 
 Deviations: a small network without a recurrent state, halved once and brought back to
-size; no pixels are made up from nothing.  The paper has the skip with `cdna`.
+size; no pixels are made up from nothing.  The paper has the skip with `cdna`.  There
+have to be as many layers that the far side of what is moved knows of what moves it.
 """
 
 import dataclasses

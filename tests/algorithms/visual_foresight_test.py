@@ -113,6 +113,7 @@ def test_the_object_is_followed_where_it_is_hidden_and_the_skip_leads_to_the_las
     done = jnp.array([0.9, -0.4])  # in place of what was planned
     memory = (sight._replace(action=done), memory[1][1])
     _, (hidden, plan) = act(jax.random.key(2), blank, memory)
+    start = expected
     expected = expected + planar.STEP / PIXEL * np.array([0.4, 0.9])
     # likeness alone says nothing here, and all of the pixels are a little likely
     np.testing.assert_allclose(row_and_column(hidden.pixels.now), expected, atol=0.1)
@@ -122,6 +123,7 @@ def test_the_object_is_followed_where_it_is_hidden_and_the_skip_leads_to_the_las
     _, (found, _) = act(jax.random.key(3), seen, (hidden, plan))
     np.testing.assert_array_equal(*found.picture)
     np.testing.assert_array_equal(*found.pixels)
+    np.testing.assert_allclose(row_and_column(found.pixels.now), start, atol=0.1)
     assert float(found.pixels.now.sum()) == pytest.approx(1, abs=1e-5)
 
 
