@@ -60,10 +60,11 @@ from mbrl_jax.algorithms import (
     svg,
     td3,
     trpo,
+    visual_foresight,
 )
 from mbrl_jax.algorithms import mpc as true_mpc
 from mbrl_jax.envs import grid, multi_task, pixels, planar, point_mass, simulator
-from mbrl_jax.models import bnn, ensemble, gaussian_process, latent, next_frame
+from mbrl_jax.models import bnn, ensemble, gaussian_process, latent, next_frame, video
 from mbrl_jax.models import by_name as models
 from mbrl_jax.planners import mpc
 from mbrl_jax.policy_gradient import natural_gradient
@@ -481,6 +482,22 @@ ROWS = {
             learn=trpo_learner.Config(critic=TINY_CRITIC),
         ),
     ),
+    "visual_foresight": Row(
+        pixels.make(
+            simulator.time_limit(planar.make(), 4),
+            pixels.Config(size=4, num_frames=1, colour=True),
+        ),
+        visual_foresight.Config(
+            capacity=10,
+            num_episodes=2,
+            num_updates=2,
+            batch_size=4,
+            length=2,
+            planner="random_shooting",
+            plan=mpc.Config(horizon=2, num_samples=3),
+            model=video.Config(kernel_size=3, num_channels=4, num_layers=2),
+        ),
+    ),
 }
 ENV_STEPS = {  # real steps in STEPS of a row: envs x window x updates, or episodes of 4
     "a2c": 3 * 5 * 2 * STEPS,
@@ -524,13 +541,14 @@ ENV_STEPS = {  # real steps in STEPS of a row: envs x window x updates, or episo
     "svg": 4 * STEPS,
     "td3": 2 * 5 * STEPS,
     "trpo": 3 * 5 * STEPS,
+    "visual_foresight": 2 * 4 * STEPS,
 }
 # The others' contract is marked slow: one of each family is enough for a quick look.
 REPRESENTATIVE = {"dqn", "dyna_q", "mbpo", "mpc", "pets", "ppo", "sac"}
 DISCRETE_TOO = {"a2c", "npg", "ppo", "reinforce", "simple", "trpo"}
 DISCRETE_ONLY = {"actor_mimic", "distral", "dqn", "dyna_q", "policy_distillation"}
 DOUBLE = {"pilco", "pipps"}  # that refuse less than float64
-PICTURES_TOO = {"ppo", "sac", "simple", "td3"}
+PICTURES_TOO = {"ppo", "sac", "simple", "td3", "visual_foresight"}
 NO_PICTURES = "shows pictures|no `belief`|only the simulator of|plans with|positions is"
 NAMES = sorted(module.name for module in pkgutil.iter_modules(algorithms.__path__))
 
