@@ -79,3 +79,24 @@ def test_log_variances_stay_between_their_bounds(scale: float):
     if scale == 1e4:
         assert log_var.min() < -3.9
         assert log_var.max() > 0.9
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [3, 5])
+def test_a_convolution_is_that_of_lax(size: int, stride: int):
+    """Padded by as much on both sides as the patch reaches."""
+    network = networks.Convolution(4, size, stride)
+    x = jax.random.normal(jax.random.key(0), (7, 6, 3))
+    params = network.init(jax.random.key(1), x)
+    params = jax.tree.map(lambda y: y + 0.1, params)
+    layer, reach = params["params"]["Dense_0"], size // 2
+    expected = jax.lax.conv_general_dilated(
+        x[None],
+        layer["kernel"].reshape(size, size, 3, 4),
+        (stride, stride),
+        [(reach, reach)] * 2,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )[0]
+    found = network.apply(params, x)
+    assert found.shape == (-(-7 // stride), -(-6 // stride), 4)
+    np.testing.assert_allclose(found, expected + layer["bias"][None, None], rtol=1e-4)
