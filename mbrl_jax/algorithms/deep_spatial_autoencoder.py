@@ -181,7 +181,18 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
             controllers.policy(state.local.controller, noisy=noisy),
         )
 
-    return Algorithm(init, step, lambda state: acting(state, noisy=False))
+    def foresee(state: State, key: Key, obs: Array, action: Array) -> dict[str, Array]:
+        """The small grey pictures of the points that are seen; nothing is predicted."""
+
+        def drawn(obs: Array) -> Array:
+            place = model.encode(state.params, state.pixels, newest(obs)).place
+            return model.decode(state.params, state.pixels, place)
+
+        return {"reconstructed": jax.lax.map(drawn, obs)[..., None]}
+
+    return Algorithm(
+        init, step, lambda state: acting(state, noisy=False), foresee=foresee
+    )
 
 
 def _both(pictures: Counters, control: Counters) -> Counters:

@@ -149,3 +149,22 @@ def test_it_needs_pictures_and_a_goal():
     blind = envs.make("pixels/pendulum/size=4")
     with pytest.raises(ValueError, match="pixels/pendulum has no goal to be brought"):
         deep_spatial_autoencoder.make(blind, CONFIG)
+
+
+def test_what_is_reconstructed_is_drawn_from_the_points_of_the_newest_frame(
+    monkeypatch,
+):
+    def draws(shape: Any, config: Any) -> SpatialAutoencoder:
+        decode = lambda params, pixels, place: jnp.broadcast_to(place[2:, :1], (2, 2))
+        return known(shape, config)._replace(decode=decode)
+
+    monkeypatch.setattr(spatial_autoencoder, "make", draws)
+    env = told()
+    algorithm = deep_spatial_autoencoder.make(env, CONFIG)
+    states = jax.vmap(env.reset)(jax.random.split(jax.random.key(0), 5))
+    state, action = algorithm.init(jax.random.key(1)), jnp.zeros((4, 2))
+    found = algorithm.foresee(state, jax.random.key(0), states.obs, action)
+    assert found["reconstructed"].shape == (5, 2, 2, 1)
+    pushed = np.asarray(states.sim.obs[:, 0])
+    drawn = np.asarray(found["reconstructed"])[:, 1, 0, 0]
+    np.testing.assert_allclose(drawn, pushed, atol=0.01)
