@@ -25,6 +25,7 @@ from mbrl_jax.algorithms import (
     apg,
     bptt,
     deep_pilco,
+    deep_spatial_autoencoder,
     distral,
     divide_and_conquer,
     dqn,
@@ -63,8 +64,24 @@ from mbrl_jax.algorithms import (
     visual_foresight,
 )
 from mbrl_jax.algorithms import mpc as true_mpc
-from mbrl_jax.envs import grid, multi_task, pixels, planar, point_mass, simulator
-from mbrl_jax.models import bnn, ensemble, gaussian_process, latent, next_frame, video
+from mbrl_jax.envs import (
+    grid,
+    multi_task,
+    pixels,
+    planar,
+    point_mass,
+    simulator,
+    two_discs,
+)
+from mbrl_jax.models import (
+    bnn,
+    ensemble,
+    gaussian_process,
+    latent,
+    next_frame,
+    spatial_autoencoder,
+    video,
+)
 from mbrl_jax.models import by_name as models
 from mbrl_jax.planners import mpc
 from mbrl_jax.policy_gradient import natural_gradient
@@ -192,6 +209,25 @@ ROWS = {
             net=TINY_NET,
             # more conjugate gradients would blow up the rounding of batched sums
             learn=trpo_learner.Config(num_iterations=3, critic=TINY_CRITIC),
+        ),
+    ),
+    "deep_spatial_autoencoder": Row(
+        pixels.make(
+            simulator.time_limit(two_discs.make(), 4),
+            pixels.Config(size=16, num_frames=1),
+        ),
+        deep_spatial_autoencoder.Config(
+            num_random=2,
+            num_guided=1,
+            capacity=4,
+            num_updates=2,
+            batch_size=2,
+            num_kept=1,
+            num_iterations=2,
+            num_episodes=2,
+            num_clusters=1,
+            num_remembered=3,
+            model=spatial_autoencoder.Config(2, (3,), (3, 1), decoded_size=2),
         ),
     ),
     "dqn": Row(
@@ -505,6 +541,7 @@ ENV_STEPS = {  # real steps in STEPS of a row: envs x window x updates, or episo
     "apg": 3 * 4 * 2 * STEPS,
     "bptt": 4 * STEPS,
     "deep_pilco": 4 * STEPS,
+    "deep_spatial_autoencoder": (3 + 2 * 2) * 4 * STEPS,
     "divide_and_conquer": 6 * 4 * STEPS,
     "distral": 2 * 5 * STEPS,
     "dqn": 5 * STEPS,
@@ -548,7 +585,14 @@ REPRESENTATIVE = {"dqn", "dyna_q", "mbpo", "mpc", "pets", "ppo", "sac"}
 DISCRETE_TOO = {"a2c", "npg", "ppo", "reinforce", "simple", "trpo"}
 DISCRETE_ONLY = {"actor_mimic", "distral", "dqn", "dyna_q", "policy_distillation"}
 DOUBLE = {"pilco", "pipps"}  # that refuse less than float64
-PICTURES_TOO = {"ppo", "sac", "simple", "td3", "visual_foresight"}
+PICTURES_TOO = {
+    "deep_spatial_autoencoder",
+    "ppo",
+    "sac",
+    "simple",
+    "td3",
+    "visual_foresight",
+}
 NO_PICTURES = "shows pictures|no `belief`|only the simulator of|plans with|positions is"
 NAMES = sorted(module.name for module in pkgutil.iter_modules(algorithms.__path__))
 

@@ -57,8 +57,10 @@ ROWS = {
     ),
     "planners": ("transcription ilqr mcts", "*", "collocation_mesh mpc"),
     "models": (
-        "ensemble gaussian_process propagation gaussian_mixture",
-        "bnn",
+        "ensemble gaussian_process propagation gaussian_mixture footage",
+        "bnn spatial_autoencoder",
+        "point_filter",
+        "feature_points",
         "by_name",
         "outcomes",
         "*",
@@ -73,7 +75,7 @@ ROWS = {
         "by_name branching distillation",
         "validity",
     ),
-    "local_policies": ("controllers", "*", "experience"),
+    "local_policies": ("controllers", "*", "experience", "lqr_flm"),
     "training": ("checkpoints", "*"),
     "experiments.runs": (
         "renamed faults jax_settings paths *",

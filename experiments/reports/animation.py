@@ -81,11 +81,13 @@ def _one(run: registry.Run, which: int) -> tuple[object, object]:
 
 
 def _side_by_side(films: list[np.ndarray]) -> np.ndarray:
-    """Pictures [T, height, width, 1 or 3] in [0, 1], made larger, with a gap."""
-    factor = -(-LEAST_SIDE // films[0].shape[1])
-    gap = np.ones((len(films[0]), films[0].shape[1] * factor, 4, 3))
+    """Pictures [T, height, width, 1 or 3] in [0, 1], made larger, with a gap; some may
+    be smaller than the first ones, by a whole factor."""
+    height = films[0].shape[1] * -(-LEAST_SIDE // films[0].shape[1])
+    gap = np.ones((len(films[0]), height, 4, 3))
     shown = []
     for film in films:
+        factor = height // film.shape[1]
         large = film.repeat(factor, axis=1).repeat(factor, axis=2)
         shown += [np.broadcast_to(large, (*large.shape[:3], 3)), gap]
     joined = np.concatenate(shown[:-1], axis=2)

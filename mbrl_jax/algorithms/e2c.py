@@ -136,8 +136,11 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
             **gathering.report(counters, gathered.returns[:, -1].mean()),
         }
 
+    def chosen(state: State) -> Params:
+        return jax.tree.map(lambda x: x[state.best], state.params)
+
     def policy(state: State) -> Policy:
-        params = jax.tree.map(lambda x: x[state.best], state.params)
+        params = chosen(state)
         code = lambda obs: model.encode(params, state.pixels, obs).mean
         aim = code(goal().obs)
 
@@ -156,7 +159,7 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
 
     def foresee(state: State, key: Key, obs: Array, action: Array) -> dict[str, Array]:
         """No noise is drawn: means of codes."""
-        params = jax.tree.map(lambda x: x[state.best], state.params)
+        params = chosen(state)
         code = lambda obs: model.encode(params, state.pixels, obs).mean
         shown = jax.vmap(lambda z: pixels.newest(env, model.decode(params, z)))
 

@@ -208,7 +208,17 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
 
         return Policy(first, act)
 
-    return Algorithm(init, step, policy)
+    def foresee(state: State, key: Key, obs: Array, action: Array) -> dict[str, Array]:
+        first = as_pictures(obs[0])
+
+        def ahead(scene: Scene, action: Array) -> tuple[Scene, Array]:
+            scene = video.moved(model.flow(state.params, scene, action / limit), scene)
+            return scene, scene.now
+
+        _, pictures = jax.lax.scan(ahead, Scene(first, first), action)
+        return {"predicted": jnp.concatenate([first[None], pictures])}
+
+    return Algorithm(init, step, policy, foresee=foresee)
 
 
 def _wandering(env: Env, persistence: float | Array) -> Policy:

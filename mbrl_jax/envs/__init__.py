@@ -31,6 +31,7 @@ from mbrl_jax.envs import (
     returned,
     simulator,
     t_maze,
+    two_discs,
     two_peaks,
     unicycle,
 )
@@ -77,6 +78,7 @@ _OWN: dict[str, Callable[[], Env]] = {
     "blocking_maze": grid.blocking_maze,
     "shortcut_maze": grid.shortcut_maze,
     "t_maze": t_maze.make,
+    "two_discs": two_discs.make,
     "two_peaks": two_peaks.make,
     "probe1": probes.probe1,
     "probe2": probes.probe2,

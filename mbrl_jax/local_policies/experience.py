@@ -105,6 +105,12 @@ def validate(method: str, env: Env, config: Any) -> Reward:
             f"the reward of {env.name} does not change with what is seen and done, or "
             f"only by jumps: {method} has nothing to expand"
         )
+    check_settings(env, config)
+    return reward
+
+
+def check_settings(env: Env, config: Any) -> None:
+    """Raises ValueError, naming the field, for what cannot be."""
     checks.one_of(config, "prior", ("mixture", "none"))
     checks.positive(config, "max_kl", "init_std", "strength")
     checks.at_least(config, 2, "num_episodes")
@@ -122,7 +128,6 @@ def validate(method: str, env: Env, config: Any) -> Reward:
             f"prior 'none': there are {env.obs_size} observations and "
             f"{env.action_size} actions to fit"
         )
-    return reward
 
 
 def _fit(key: Key, new: Episodes, every: Episodes, config: Any) -> Dynamics:

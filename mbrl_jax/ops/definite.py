@@ -170,7 +170,9 @@ def positive_part(matrix: Array, num_iterations: int = 60) -> Array:
     sign = matrix / jnp.where(scale > 0, scale, 1)
 
     def improve(sign: Array, _: None) -> tuple[Array, None]:
-        return 1.5 * sign - 0.5 * sign @ sign @ sign, None
+        sign = 1.5 * sign - 0.5 * sign @ sign @ sign
+        # rounding that is not symmetric would grow without end where there is nothing
+        return (sign + sign.T) / 2, None
 
     sign, _ = jax.lax.scan(improve, sign, length=num_iterations)
     half = (matrix + matrix @ sign) / 2

@@ -235,3 +235,20 @@ def test_without_a_goal_there_is_nothing_to_plan_for():
 def test_vectors_are_an_early_error():
     with pytest.raises(ValueError, match="planar shows no pictures, as pixels/NAME"):
         visual_foresight.make(SHORT, CONFIG)
+
+
+def test_what_is_foreseen_follows_from_the_first_picture_and_the_actions(monkeypatch):
+    """By a model that moves all by a pixel to the right for an action along x."""
+    monkeypatch.setattr(video, "make", known)
+    env = pictures(SHORT)
+    algorithm = visual_foresight.make(env, CONFIG)
+    obs = np.random.default_rng(0).integers(0, 256, (3, SIZE, SIZE, 3)).astype(np.uint8)
+    right = jnp.array([[PIXEL / planar.STEP, 0.0]] * 2)
+    state = algorithm.init(jax.random.key(0))
+    found = algorithm.foresee(state, jax.random.key(0), jnp.asarray(obs), right)
+    assert set(found) == {"predicted"}
+    frames = 255 * np.asarray(found["predicted"])
+    assert frames.shape == (3, SIZE, SIZE, 3)
+    for t in range(3):
+        moved = obs[0, :, : SIZE - t]
+        np.testing.assert_allclose(frames[t, :, t:], moved, atol=1e-3)

@@ -81,7 +81,8 @@ def fortune_teller(foresees: bool = True) -> Any:
     def foresee(state: Any, key: Any, obs: Any, action: Any) -> dict[str, Any]:
         assert obs.shape[0] == action.shape[0] + 1 == 6
         frames = pixels.newest(env, obs)
-        return {"reconstructed": frames, "predicted": 0.5 * frames[..., :1]}
+        half = frames[:, ::2, ::2]  # as of an autoencoder that draws in small
+        return {"reconstructed": half, "predicted": 0.5 * frames[..., :1]}
 
     algorithm = Algorithm(
         lambda key: (),
@@ -109,7 +110,8 @@ def test_what_was_foreseen_is_beside_what_was_seen(tmp_path: Path) -> None:
         image.seek(5)
         shown = np.asarray(image.convert("RGB"), int)
     seen, again, darker = (shown[:, 124 * i :][:, :120] for i in range(3))
-    assert np.abs(seen - again).max() < 8
+    assert np.abs(seen[::30, ::30] - again[::30, ::30]).max() < 8
+    assert np.abs(again[::30, ::30] - again[29::30, 29::30]).max() < 8
     assert np.abs(seen[..., :1] // 2 - darker).max() < 8
     assert len(np.unique(seen[7::15, 7::15].reshape(-1, 3), axis=0)) > 3
 

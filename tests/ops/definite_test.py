@@ -161,3 +161,14 @@ def test_the_positive_part_has_no_negative_eigenvalues(size: int, unit: float):
     expected = (vectors * np.maximum(values, 0)[:, None]) @ vectors.transpose(0, 2, 1)
     found = jax.jit(jax.vmap(definite.positive_part))(jnp.array(both, jnp.float32))
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * unit)
+
+
+def test_the_positive_part_of_what_has_none_in_most_directions():
+    """Of low rank, in mixed units: rounding must not grow where there is nothing."""
+    rng = np.random.default_rng(0)
+    units = 10 ** rng.uniform(-2, 1, size=(100, 1, 18))
+    half = rng.normal(size=(100, 3, 18)) * units
+    low = np.swapaxes(half, 1, 2) @ half
+    scale = np.abs(low).max(axis=(1, 2), keepdims=True)
+    found = jax.jit(jax.vmap(definite.positive_part))(jnp.array(low, jnp.float32))
+    np.testing.assert_allclose(found / scale, low / scale, atol=1e-5)
