@@ -103,11 +103,11 @@ def expected(error: Any) -> float:
 
 
 def test_collisions_are_learned_by_cross_entropy_and_stay(said):
-    y = np.array([-1.0, 0.5, 0.2])
+    y = np.array([-1.0, -2.0, -3.0])
     p = 1 / (1 + np.exp(-y))
     cross = lambda hit, _: -(hit * np.log(p) + (1 - hit) * np.log(1 - p))
     _, metrics = updated(CONFIG, y=y)
-    assert metrics["model/loss"] == pytest.approx(expected(cross), rel=0.03)
+    assert metrics["model/loss"] == pytest.approx(expected(cross), rel=0.04)
 
 
 def test_rewards_are_learned_by_the_square_and_are_over_after_an_end(said):
