@@ -56,7 +56,7 @@ class EncoderConfig:
 
 class Convolution(nn.Module):
     """Of a picture [height, width, channels], whose edges are padded by zeros, with a
-    bias: [height / stride, width / stride, C], both rounded up.
+    `bias` or without: [height / stride, width / stride, C], both rounded up.
 
     As a product of all patches with a matrix: on CPUs, XLA's own convolution takes ten
     times as long inside a loop, and training is one.
@@ -65,6 +65,7 @@ class Convolution(nn.Module):
     channels: int  # C
     size: int = 3  # of a patch
     stride: int = 1
+    bias: bool = True
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -76,7 +77,8 @@ class Convolution(nn.Module):
         )
         sides = range(self.size)
         patches = [wide[cut(i, rows), cut(j, columns)] for i in sides for j in sides]
-        layer = nn.Dense(self.channels, param_dtype=jnp.result_type(float))
+        dtype = jnp.result_type(float)
+        layer = nn.Dense(self.channels, use_bias=self.bias, param_dtype=dtype)
         return layer(jnp.concatenate(patches, axis=-1))
 
 

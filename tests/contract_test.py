@@ -222,12 +222,16 @@ ROWS = {
             capacity=4,
             num_updates=2,
             batch_size=2,
+            learning_rate=1e-5,  # Adam makes whole steps of gradients that are rounding
             num_kept=1,
-            num_iterations=2,
-            num_episodes=2,
+            num_iterations=1,
+            num_episodes=5,
+            strength=20.0,
             num_clusters=1,
-            num_remembered=3,
-            model=spatial_autoencoder.Config(2, (3,), (3, 1), decoded_size=2),
+            num_remembered=8,
+            model=spatial_autoencoder.Config(
+                2, (3,), (3, 1), temperature=0.01, decoded_size=2
+            ),
         ),
     ),
     "dqn": Row(
@@ -541,7 +545,7 @@ ENV_STEPS = {  # real steps in STEPS of a row: envs x window x updates, or episo
     "apg": 3 * 4 * 2 * STEPS,
     "bptt": 4 * STEPS,
     "deep_pilco": 4 * STEPS,
-    "deep_spatial_autoencoder": (3 + 2 * 2) * 4 * STEPS,
+    "deep_spatial_autoencoder": (3 + 5) * 4 * STEPS,
     "divide_and_conquer": 6 * 4 * STEPS,
     "distral": 2 * 5 * STEPS,
     "dqn": 5 * STEPS,

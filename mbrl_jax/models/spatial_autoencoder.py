@@ -83,7 +83,9 @@ class _Scores(nn.Module):
         layers = zip(self.channels, self.kernel_sizes, strict=True)
         for i, (number, size) in enumerate(layers):
             x = nn.relu(x) if i else x
-            convolution: Any = Convolution(number, size, 1 if i else self.stride)
+            stride, last = 1 if i else self.stride, i == len(self.channels) - 1
+            # the same for all pixels makes no difference to a softmax
+            convolution: Any = Convolution(number, size, stride, bias=not last)
             x = convolution(x)
         return x
 
@@ -102,7 +104,7 @@ def make(
         keys = jax.random.split(key)
         return {
             "scores": scores.init(keys[0], jnp.zeros(image_shape)),
-            "log_temperature": jnp.log(jnp.asarray(config.temperature)),
+            "log_temperature": jnp.log(jnp.zeros(()) + config.temperature),
             "decoder": decoder.init(keys[1], jnp.zeros(2 * P)),
         }
 

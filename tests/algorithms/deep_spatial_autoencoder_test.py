@@ -92,6 +92,7 @@ def test_the_controller_brings_the_points_to_those_of_the_goal(monkeypatch):
     assert returns.mean() > -6  # idle: about -20
 
 
+@pytest.mark.slow
 def test_a_round_learns_from_pictures_at_random_and_of_the_last_controller():
     algorithm = deep_spatial_autoencoder.make(SEEN, CONFIG)
     first = jax.jit(algorithm.init)(jax.random.key(0))

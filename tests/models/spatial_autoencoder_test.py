@@ -80,7 +80,9 @@ def test_points_are_those_of_the_scores_in_their_temperature():
     ):
         own = {"params": layers[f"Convolution_{i}"]}
         x = np.maximum(x, 0) if i else x
-        x = np.asarray(Convolution(channels, size).apply(own, jnp.asarray(x)))
+        x = np.asarray(
+            Convolution(channels, size, bias=i < 2).apply(own, jnp.asarray(x))
+        )
     for i in range(P):
         mass = np.exp(x[..., i] / np.exp(params["log_temperature"]))
         mass = jnp.asarray(mass / mass.sum())
@@ -114,6 +116,7 @@ def test_grey_is_the_luminance_and_small_pictures_are_means():
     np.testing.assert_array_equal(one, colour[..., 0])
 
 
+@pytest.mark.slow
 def test_a_fit_goes_down_the_loss_and_finds_a_square():
     """That goes straight through pictures of 8 by 8: its place is a linear function of
     the points, within half a pixel."""
