@@ -22,9 +22,8 @@ class Frames(NamedTuple):
 
 
 class Replay(NamedTuple):
-    data: (
-        Transition  # [C, ...]; of pictures `obs` is the newest frame, `next_obs` empty
-    )
+    data: Transition  # [C, ...]
+    # of pictures `obs` is the newest frame alone, and `next_obs` empty
     position: Array  # [] int32, where the next transition goes
     size: Array  # [] int32, how many are in
     number: Array  # [C] int32, each row's among all that were offered
@@ -207,8 +206,8 @@ def sample(
 ) -> Transition:
     """A batch [B, ...], uniform with replacement, of all or of the `newest` ones.
 
-    Of pictures, the last step of an environment is known only with the one after it,
-    and so is that at which the clock ran out, never.
+    Of pictures, what came next is known of a step when the one after it is in, hence
+    never of one at which the clock ran out: those are not drawn.
     """
     size = replay.size if newest is None else jnp.minimum(replay.size, newest)
     oldest = replay.position - size
