@@ -209,7 +209,7 @@ def make(env: Env, config: Config = Config()) -> NextFrame:
         bits, terms = no_bits(seen(obs)), {}
         if num_bits:
             bits = inferred(params, key, obs, data.action, frame)
-            given = jax.lax.stop_gradient(jnp.round(bits))
+            given = jnp.round(bits)  # without a gradient
             logits = prior_logits(params, obs, data.action, given)
             terms["bits"] = optax.sigmoid_binary_cross_entropy(logits, given).sum()
         found = predict(params, obs, data.action, bits)
