@@ -135,7 +135,8 @@ def unflat(default: Any, fields: Mapping[str, Any]) -> Any:
 
 @functools.cache  # reading the source takes long, and a command does it often
 def meanings(config: type) -> dict[str, str]:
-    """The comment behind each field of a dataclass, or else that above it."""
+    """The comment behind each field of a dataclass, or else that above it; of a field
+    that it inherits, too."""
     source = textwrap.dedent(inspect.getsource(config))
     comments = {
         token.start[0]: (token.string.lstrip("# "), token.line.lstrip()[:1] == "#")
@@ -144,7 +145,9 @@ def meanings(config: type) -> dict[str, str]:
     }
     (definition,) = ast.parse(source).body
     assert isinstance(definition, ast.ClassDef)
-    found = {}
+    found: dict[str, str] = {}
+    for base in config.__bases__:
+        found |= meanings(base) if dataclasses.is_dataclass(base) else {}
     for node in definition.body:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             lines = [*range(node.lineno, (node.end_lineno or node.lineno) + 1)]

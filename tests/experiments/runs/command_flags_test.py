@@ -93,6 +93,20 @@ def test_help_comes_from_the_comments() -> None:
     }
 
 
+@dataclasses.dataclass(frozen=True)
+class Larger(Inner):
+    colour: str = "blue"  # of another ball
+    weight: float = 1.0  # kg
+
+
+def test_what_is_inherited_keeps_its_help() -> None:
+    assert command_flags.meanings(Larger) == {
+        "rate": "step size",
+        "colour": "of another ball",
+        "weight": "kg",
+    }
+
+
 @pytest.mark.parametrize("name", registry.names())
 def test_every_hyperparameter_has_a_type_and_a_meaning(name: str) -> None:
     config = registry.module(name).Config()
