@@ -154,6 +154,7 @@ def small(name: str) -> Algorithm:
     return sac_algorithm.make(ENV, sac_algorithm.Config(collect, learn, PIXELS))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ppo", "sac"])
 def test_iterations_train_the_encoder_and_the_policy_acts(name: str):
     algorithm, key = small(name), jax.random.key(0)

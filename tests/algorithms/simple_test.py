@@ -35,6 +35,7 @@ CONFIG = simple.Config(
 )
 
 
+@pytest.mark.slow
 def test_the_model_is_trained_thrice_as_long_at_first():
     """And PPO as often in every iteration; the real steps are remembered in order."""
     algorithm, key = simple.make(ENV, CONFIG), jax.random.key(0)
@@ -59,6 +60,7 @@ def test_the_model_is_trained_thrice_as_long_at_first():
     assert set((known - jnp.arange(40))[known >= 0].tolist()) == {2}
 
 
+@pytest.mark.slow
 def test_rollouts_begin_in_what_was_seen_and_end_where_the_model_says(
     monkeypatch: pytest.MonkeyPatch,
 ):
