@@ -458,11 +458,16 @@ def random_rows(number: int) -> Transition:
 
 
 def spied(
-    seen: list, made: list, make: Callable[..., ValueLearner], env: Env, config: Any
+    seen: list,
+    made: list,
+    make: Callable[..., ValueLearner],
+    env: Env,
+    config: Any,
+    pixels: Any = None,
 ) -> ValueLearner:
     """A learner whose update tells what it is given: of the objective, what that says
     of a policy, and its slope.  It goes to `made`, keys of its `init` to `seen`."""
-    learner = make(env, config)
+    learner = make(env, config, pixels)
     shapes = jax.eval_shape(learner.init, jax.random.key(0))
 
     def init(key: Key) -> Any:
