@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mbrl_jax import replay
+from mbrl_jax import optimizers, replay
 from mbrl_jax.replay import Replay
 from mbrl_jax.types import Array, Key, Params, Policy, PyTree, Transition
 
@@ -75,8 +75,7 @@ def fit(
             return (weight[:, None] * jnp.square(error)).mean()
 
         value, gradient = jax.value_and_grad(loss)(params)
-        updates, opt_state = optimizer.update(gradient, opt_state)
-        return (optax.apply_updates(params, updates), opt_state), value
+        return optimizers.descend(optimizer, gradient, opt_state, params), value
 
     keys = jax.random.split(key, num_updates)
     (params, opt_state), losses = jax.lax.scan(update, (params, opt_state), keys)

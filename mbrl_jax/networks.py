@@ -8,7 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from mbrl_jax.ops import checks
+from mbrl_jax.ops import checks, raster
 from mbrl_jax.types import Array, Params
 
 
@@ -95,7 +95,7 @@ class Encoder(nn.Module):
     @nn.compact
     def __call__(self, picture: Array) -> Array:
         dtype = jnp.result_type(float)
-        x = picture.astype(dtype) / 255 - 0.5
+        x = raster.from_uint8(picture) - 0.5
         for channels in self.config.channels:
             convolution: Any = Convolution(channels, stride=2)
             x = nn.relu(convolution(x))

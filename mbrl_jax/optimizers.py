@@ -40,6 +40,17 @@ def clipped_rmsprop(
     return _clipped(optax.rmsprop(rate, decay=decay, eps=1e-5), max_norm)
 
 
+def descend(
+    optimizer: optax.GradientTransformation,
+    gradient: Params,
+    opt_state: optax.OptState,
+    params: Params,
+) -> tuple[Params, optax.OptState]:
+    """A step of `params` against `gradient`."""
+    updates, opt_state = optimizer.update(gradient, opt_state, params)
+    return optax.apply_updates(params, updates), opt_state
+
+
 def ascend(
     optimizer: optax.GradientTransformation,
     gradient: Params,
@@ -48,8 +59,7 @@ def ascend(
 ) -> tuple[Params, optax.OptState]:
     """A step of `params` along `gradient`, where optax would go down."""
     down = jax.tree.map(jnp.negative, gradient)
-    updates, opt_state = optimizer.update(down, opt_state, params)
-    return optax.apply_updates(params, updates), opt_state
+    return descend(optimizer, down, opt_state, params)
 
 
 def _falling(

@@ -30,6 +30,7 @@ import optax
 
 from mbrl_jax import gathering, optimizers, policies
 from mbrl_jax.envs import simulator
+from mbrl_jax.envs.pixels import newest as newest_frame
 from mbrl_jax.gathering import Counters
 from mbrl_jax.local_policies import controllers, experience, lqr_flm
 from mbrl_jax.models import feature_points, footage, point_filter, spatial_autoencoder
@@ -94,9 +95,7 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
     at_random = gathering.episode_gatherer(env, config.num_random)
     guided = gathering.episode_gatherer(env, config.num_guided)
 
-    def newest(obs: Array) -> Array:
-        """The last frame, in [0, 1]: [..., H, W, C]."""
-        return obs[..., -channels:].astype(jnp.result_type(float)) / 255
+    newest = partial(newest_frame, env)  # in [0, 1]: [..., H, W, C]
 
     def sight(params: Params, pixels: normalize.Statistics, kept: Array) -> Sight:
         def look(obs: Array) -> Points:

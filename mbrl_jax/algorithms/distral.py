@@ -129,7 +129,7 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
             return jnp.square(jax.vmap(q)(rows) - targets).mean()
 
         mse, gradient = jax.value_and_grad(error)(task.params)
-        params, opt_state = parts.descend(
+        params, opt_state = optimizers.descend(
             optimizer, gradient, task.opt_state, task.params
         )
         target = optax.incremental_update(params, task.target, config.target_rate)
@@ -158,7 +158,7 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
             return (visits.weight * expected).mean(), divergence.mean()
 
         gradient, divergence = jax.grad(surprise, has_aux=True)(centroid)
-        after = parts.descend(centroid_optimizer, gradient, opt_state, centroid)
+        after = optimizers.descend(centroid_optimizer, gradient, opt_state, centroid)
         return *after, {
             "centroid/divergence": divergence,
             "policy/entropy": -(p * log_p).sum(axis=-1).mean(),

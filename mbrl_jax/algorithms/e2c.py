@@ -117,8 +117,9 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
                 batch = replay.sample(batch_key, data, config.batch_size)
                 of = jax.grad(loss, has_aux=True)
                 gradient, terms = of(carry[0], pixels, key, batch)
-                updates, opt_state = optimizer.update(gradient, carry[1], carry[0])
-                return (optax.apply_updates(carry[0], updates), opt_state), terms
+                return optimizers.descend(
+                    optimizer, gradient, carry[1], carry[0]
+                ), terms
 
             keys = jax.random.split(key, config.num_updates)
             (params, opt_state), terms = jax.lax.scan(update, (params, opt_state), keys)

@@ -195,8 +195,9 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
             params, opt_state = carry
             rows = order[i % config.num_minibatches]
             error, gradient = jax.value_and_grad(loss)(params, rows)
-            updates, opt_state = critic_optimizer.update(gradient, opt_state, params)
-            return (optax.apply_updates(params, updates), opt_state), error
+            return optimizers.descend(
+                critic_optimizer, gradient, opt_state, params
+            ), error
 
         number = jnp.arange(config.num_epochs * config.num_minibatches)
         (params, opt_state), errors = jax.lax.scan(descend, critic_state, number)

@@ -148,8 +148,7 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
             gradient, terms = jax.grad(loss, has_aux=True)(
                 params, jax.random.fold_in(key, i)
             )
-            updates, opt_state = optimizer.update(gradient, opt_state, params)
-            return optax.apply_updates(params, updates), opt_state, terms
+            return *optimizers.descend(optimizer, gradient, opt_state, params), terms
 
         number = jnp.where(first, config.first_factor, 1) * config.num_model_updates
         terms = jax.eval_shape(loss, params, key)[1]

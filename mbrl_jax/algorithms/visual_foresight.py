@@ -26,6 +26,7 @@ units of their limit.
 """
 
 import dataclasses
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -33,6 +34,7 @@ import jax.numpy as jnp
 import optax
 
 from mbrl_jax import gathering, optimizers, replay
+from mbrl_jax.envs.pixels import newest as newest_frame
 from mbrl_jax.gathering import Counters
 from mbrl_jax.models import video
 from mbrl_jax.models.video import Scene
@@ -102,8 +104,7 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
     optimizer = optimizers.clipped_adam(config.learning_rate, config.max_norm)
     gatherer = gathering.episode_gatherer(env, config.num_episodes)
 
-    def as_pictures(obs: Array) -> Array:  # bytes [..., H, W, F C] -> [..., H, W, C]
-        return obs[..., -shape[-1] :].astype(jnp.result_type(float)) / 255
+    as_pictures = partial(newest_frame, env)  # [..., H, W, F C] -> [..., H, W, C]
 
     def likeness(picture: Array) -> Array:
         """Of each pixel with the object, [H, W, 1] in [0, 1]."""
@@ -137,8 +138,7 @@ def make(env: Env, config: Config = Config()) -> Algorithm:
             carry: tuple[Params, PyTree], key: Key
         ) -> tuple[tuple[Params, PyTree], Array]:
             value, gradient = jax.value_and_grad(loss)(carry[0], key, data)
-            updates, opt_state = optimizer.update(gradient, carry[1], carry[0])
-            return (optax.apply_updates(carry[0], updates), opt_state), value
+            return optimizers.descend(optimizer, gradient, carry[1], carry[0]), value
 
         keys = jax.random.split(key, config.num_updates)
         start = (state.params, state.opt_state)

@@ -79,7 +79,7 @@ def make(env: Env, config: Config = Config()) -> Env:
         if config.num_occluders:
             image = discs(image, clutter.occluders, 0.2, raster.STEEL)
         if config.camera_shift:
-            image = shifted(image, clutter.shift, config.camera_shift)
+            image = raster.shifted(image, clutter.shift, config.camera_shift)
         if config.colour:
             return image
         return image @ jnp.array(LUMINANCE, image.dtype)[:, None]
@@ -126,26 +126,20 @@ def make(env: Env, config: Config = Config()) -> Env:
 
 
 def newest(env: Env, obs: Array) -> Array:
-    """The newest frame of what `env` shows, [height, width, channels] in [0, 1].
+    """The newest frame of what `env` shows, [height, width, channels] in [0, 1]; of
+    pictures, any leading axes stay.
 
     Of vectors, that of a square picture.  Raises ValueError for what is none.
     """
     if env.obs_shape:
-        return obs[..., -(obs.shape[-1] // env.num_frames) :] / 255
+        newest = obs[..., -(obs.shape[-1] // env.num_frames) :]
+        return raster.from_uint8(newest)
     size = env.obs_size // env.num_frames
     for channels in (1, 3):
         side = math.isqrt(size // channels)
         if side * side * channels * env.num_frames == env.obs_size:
             return obs[-size:].reshape(side, side, channels)
     raise ValueError(f"{env.name} shows no square pictures")
-
-
-def shifted(image: Array, shift: Array, most: int) -> Array:
-    """The picture [height, width, channels] moved down and to the right by `shift` [2]
-    pixels, at most `most`; at the edges its outermost pixels are repeated."""
-    wide = jnp.pad(image, ((most, most), (most, most), (0, 0)), mode="edge")
-    start = jnp.array([most, most]) - shift
-    return jax.lax.dynamic_slice(wide, (*start, 0), image.shape)
 
 
 def parse(text: str) -> Config:

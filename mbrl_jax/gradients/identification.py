@@ -35,6 +35,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from mbrl_jax import optimizers
 from mbrl_jax.envs import systems
 from mbrl_jax.envs.systems import ParametricSystem, Values
 from mbrl_jax.ops import least_squares
@@ -175,8 +176,7 @@ def descend(
     def step(carry: PyTree, _: None) -> tuple[PyTree, Array]:
         variables, state = carry
         value, gradient = jax.value_and_grad(objective)(variables)
-        updates, state = optimizer.update(gradient, state, variables)
-        return (optax.apply_updates(variables, updates), state), value
+        return optimizers.descend(optimizer, gradient, state, variables), value
 
     logs = {
         name: jnp.log(jnp.asarray(x, data.obs.dtype)) for name, x in initial.items()

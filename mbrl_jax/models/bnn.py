@@ -33,6 +33,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 from jax.scipy.special import entr, logit
 
+from mbrl_jax import optimizers
 from mbrl_jax.models import ensemble
 from mbrl_jax.models.gaussian_process import inputs_of
 from mbrl_jax.networks import MLP
@@ -168,8 +169,8 @@ def make(obs_size: int, action_size: int, config: Config = Config()) -> Model:
                 params, keys, rows, number
             )
             grads = posterior.descent(params, grads, number)
-            updates, opt_state = optimizer.update(grads, opt_state, params)
-            return (optax.apply_updates(params, updates), opt_state), losses.mean()
+            after = optimizers.descend(optimizer, grads, opt_state, params)
+            return after, losses.mean()
 
         keys = jax.random.split(train_key, config.num_updates)
         (params, opt_state), losses = jax.lax.scan(

@@ -34,7 +34,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from mbrl_jax import optimizers
 from mbrl_jax import replay as replays
@@ -141,8 +140,7 @@ def make(taught: Model, obs_size: int, action_size: int, config: Config) -> Mode
             obs, action = queries(key, replay, inputs.std[:obs_size], config)
             of = lambda params: jax.vmap(loss, (None, 0, 0))(params, obs, action).mean()
             value, gradient = jax.value_and_grad(of)(params)
-            updates, opt_state = optimizer.update(gradient, opt_state, params)
-            return (optax.apply_updates(params, updates), opt_state), value
+            return optimizers.descend(optimizer, gradient, opt_state, params), value
 
         keys = jax.random.split(train_key, config.num_updates)
         start = state.params, optimizer.init(state.params)

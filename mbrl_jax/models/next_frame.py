@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import optax
 
 from mbrl_jax.networks import Convolution
-from mbrl_jax.ops import checks
+from mbrl_jax.ops import checks, raster
 from mbrl_jax.types import Array, Env, Key, Metrics, Params, Transition
 
 
@@ -259,7 +259,7 @@ def make(env: Env, config: Config = Config()) -> NextFrame:
 
 def seen(obs: Array) -> Array:
     """Bytes as networks see them, in [-0.5, 0.5]."""
-    return obs.astype(jnp.result_type(float)) / 255 - 0.5
+    return raster.from_uint8(obs) - 0.5
 
 
 def level(frame: Array, num_levels: int) -> Array:

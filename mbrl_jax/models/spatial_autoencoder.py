@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from mbrl_jax import optimizers
 from mbrl_jax.envs import pixels
 from mbrl_jax.models import footage
 from mbrl_jax.models.footage import Footage
@@ -169,8 +170,7 @@ def fit(
     ) -> tuple[tuple[Params, PyTree], dict[str, Array]]:
         images = footage.triples(key, seen, batch_size)
         gradient, terms = jax.grad(loss, has_aux=True)(carry[0], images)
-        updates, opt_state = optimizer.update(gradient, carry[1], carry[0])
-        return (optax.apply_updates(carry[0], updates), opt_state), terms
+        return optimizers.descend(optimizer, gradient, carry[1], carry[0]), terms
 
     keys = jax.random.split(key, num_updates)
     (params, opt_state), terms = jax.lax.scan(update, (params, opt_state), keys)

@@ -140,6 +140,19 @@ def to_uint8(image: Array) -> Array:
     return jnp.round(255 * jnp.clip(image, 0.0, 1.0)).astype(jnp.uint8)
 
 
+def from_uint8(image: Array) -> Array:
+    """Back to [0, 1], of any shape."""
+    return image.astype(jnp.result_type(float)) / 255
+
+
+def shifted(image: Array, shift: Array, most: int) -> Array:
+    """The picture [height, width, channels] moved down and to the right by `shift` [2]
+    pixels, at most `most`; at the edges its outermost pixels are repeated."""
+    wide = jnp.pad(image, ((most, most), (most, most), (0, 0)), mode="edge")
+    start = jnp.array([most, most]) - shift
+    return jax.lax.dynamic_slice(wide, (*start, 0), image.shape)
+
+
 def signed_distance(shape: Shapes, x: Array, y: Array) -> Array:
     """From the edge of one shape to the points (x, y), negative inside."""
     x, y = x - shape.centre[0], y - shape.centre[1]

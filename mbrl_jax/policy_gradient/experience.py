@@ -212,8 +212,7 @@ def fitter(net: ActorCritic, config: CriticConfig) -> Fitter:
     def descend(carry: Fit, rows: Samples) -> tuple[Fit, Array]:
         critic, opt_state = carry
         error, gradient = jax.value_and_grad(loss)(critic, rows)
-        updates, opt_state = optimizer.update(gradient, opt_state, critic)
-        return (optax.apply_updates(critic, updates), opt_state), error
+        return optimizers.descend(optimizer, gradient, opt_state, critic), error
 
     def fit(
         key: Key, critic: Params, opt_state: optax.OptState, rows: Samples

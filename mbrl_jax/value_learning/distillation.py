@@ -244,7 +244,7 @@ def make(env: Env, student: Student, taught: Teachers, config: Config) -> Algori
             own = jax.vmap(jax.vmap(partial(student.values, params)))(obs)
             best = jnp.stack([x.values for x in said]).argmax(axis=-1)
             agrees = own.argmax(axis=-1) == best
-            carry = parts.descend(optimizer, gradient, opt_state, params)
+            carry = optimizers.descend(optimizer, gradient, opt_state, params)
             return carry, {"student/loss": value, "student/agreement": agrees.mean()}
 
         keys = jax.random.split(key, config.num_updates)

@@ -165,7 +165,7 @@ def make(env: Env, config: Config, collect: off_policy.Config) -> OffPolicyHooks
             return error
 
         error, gradient = jax.value_and_grad(loss)(learned.params)
-        params, opt_state = parts.descend(
+        params, opt_state = optimizers.descend(
             optimizer, gradient, learned.opt_state, learned.params
         )
         target = optax.incremental_update(params, learned.target, config.target_rate)

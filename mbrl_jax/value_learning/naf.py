@@ -115,7 +115,7 @@ def make(env: Env, config: Config = Config()) -> ValueLearner:
             return error / config.value_scale**2
 
         error, gradient = jax.value_and_grad(loss)(state.params)
-        params, opt_state = parts.descend(
+        params, opt_state = optimizers.descend(
             optimizer, gradient, state.opt_state, state.params
         )
         target = optax.incremental_update(params, state.target, config.target_rate)

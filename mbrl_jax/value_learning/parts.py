@@ -22,9 +22,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mbrl_jax import networks
+from mbrl_jax import networks, optimizers
 from mbrl_jax.networks import MLP
-from mbrl_jax.ops import checks, finite
+from mbrl_jax.ops import checks, finite, raster
 from mbrl_jax.types import (
     Act,
     Array,
@@ -182,10 +182,8 @@ def shifted(key: Key, pictures: Array, most: int) -> Array:
     """Pictures [B, height, width, channels], each moved by up to `most` pixels down or
     up, and to a side; the outermost pixels are repeated (Yarats et al., 2021, Sec. 3).
     """
-    wide = jnp.pad(pictures, ((0, 0), (most, most), (most, most), (0, 0)), mode="edge")
-    starts = jax.random.randint(key, (len(pictures), 2), 0, 2 * most + 1)
-    cut = lambda x, at: jax.lax.dynamic_slice(x, (*at, 0), pictures.shape[1:])
-    return jax.vmap(cut)(wide, starts)
+    shifts = jax.random.randint(key, (len(pictures), 2), -most, most + 1)
+    return jax.vmap(partial(raster.shifted, most=most))(pictures, shifts)
 
 
 def error(apply: Callable[[Array, Array], Array], rows: Regression) -> Array:
@@ -210,17 +208,7 @@ def update(
     """A step of critics towards the targets of the rows, and the `error` before it."""
     of = lambda params: error(partial(apply, params), rows)
     before, gradient = jax.value_and_grad(of)(params)
-    return *descend(optimizer, gradient, opt_state, params), before
-
-
-def descend(
-    optimizer: optax.GradientTransformation,
-    gradient: Params,
-    opt_state: optax.OptState,
-    params: Params,
-) -> tuple[Params, optax.OptState]:
-    updates, opt_state = optimizer.update(gradient, opt_state, params)
-    return optax.apply_updates(params, updates), opt_state
+    return *optimizers.descend(optimizer, gradient, opt_state, params), before
 
 
 def acting(act: Callable[[Key, Array], Array]) -> Policy:

@@ -134,7 +134,7 @@ def make(
             return -objective(key, obs, drawn, value).mean()
 
         lost, gradient = jax.value_and_grad(loss)(state.actor)
-        actor, actor_opt = parts.descend(
+        actor, actor_opt = optimizers.descend(
             optimizer, gradient, state.actor_opt, state.actor
         )
         # the same draws as those of the actor's own objective
@@ -143,7 +143,7 @@ def make(
         entropy = -log_prob.mean()
         # Eq. (18), whose gradient is the entropy that is missing
         missing = config.target_entropy * env.action_size - entropy
-        log_temperature, temperature_opt = parts.descend(
+        log_temperature, temperature_opt = optimizers.descend(
             slow, -missing, state.temperature_opt, state.log_temperature
         )
         return State(

@@ -137,7 +137,7 @@ def make(
             return -objective(key, obs, at, value).mean()
 
         gradient = jax.grad(loss)(state.actor)
-        actor, actor_opt = parts.descend(
+        actor, actor_opt = optimizers.descend(
             optimizer, gradient, state.actor_opt, state.actor
         )
         follow = partial(optax.incremental_update, step_size=config.target_rate)
