@@ -10,6 +10,7 @@ import pytest
 from mbrl_jax import networks
 from mbrl_jax.algorithms import ppo as ppo_algorithm
 from mbrl_jax.algorithms import sac as sac_algorithm
+from mbrl_jax.algorithms import td3 as td3_algorithm
 from mbrl_jax.envs import pixels, planar, simulator
 from mbrl_jax.policy_gradient import actor_critic
 from mbrl_jax.policy_gradient import ppo as ppo_learner
@@ -81,6 +82,53 @@ def test_the_critics_train_the_encoder_and_the_policy_does_not(method: Any):
         assert moved(gradient, jax.tree.map(jnp.zeros_like, gradient)) == 0
         changed = jax.tree.map(lambda x: x + 0.1, state.critics)
         assert abs(float(objective(changed) - objective(state.critics))) > 1e-4
+
+
+def test_the_policy_steps_by_what_the_encoder_has_just_become():
+    """Of SAC: what the objective is told of is seen by the critics' new encoder."""
+    made = sac.make(ENV, sac.Config(hidden_sizes=(8,), learning_rate=1e-2), PIXELS)
+    state, rows = made.init(jax.random.key(0)), batch()
+
+    def acted(key: Any, obs: Any, act: Any, value: Any = None) -> Any:
+        return jax.vmap(act)(jax.random.split(key, B), obs)[0].sum(axis=1)
+
+    @jax.jit
+    def update(state: Any) -> Any:
+        targets = parts.one_step(made, state, jax.random.key(1), rows)
+        return made.update(jax.random.key(2), state, targets, rows.obs, acted)
+
+    after, metrics = update(state)
+
+    def told(critics: Any) -> float:
+        act = lambda key, obs: made.act(state._replace(critics=critics), key, obs)
+        return float(acted(jax.random.key(2), rows.obs, act).mean())
+
+    assert metrics["policy/objective"] == pytest.approx(told(after.critics), rel=1e-4)
+    assert abs(told(after.critics) - told(state.critics)) > 1e-3
+
+
+@pytest.mark.parametrize("module", [sac_algorithm, td3_algorithm])
+def test_pictures_are_moved_as_far_as_the_configuration_says(
+    monkeypatch: pytest.MonkeyPatch, module: Any
+):
+    seen, make = [], parts.learner
+
+    def learner(method: Any, random_shift: int = 0) -> Any:
+        seen.append(random_shift)
+        return make(method, random_shift)
+
+    monkeypatch.setattr(parts, "learner", learner)
+    module.make(ENV, module.Config(pixels=parts.PixelsConfig(random_shift=3)))
+    assert seen == [3]
+
+
+def test_the_frames_of_environments_side_by_side_are_told_apart():
+    algorithm, key = small("sac"), jax.random.key(0)
+    state, _ = jax.jit(algorithm.step)(key, jax.jit(algorithm.init)(key))
+    after = np.asarray(state.replay.frames.after)
+    row = np.flatnonzero(after >= 0)
+    assert set(after[row] - row) == {2}
+    assert len(row) >= 6  # of 12, of which one in five ends an episode
 
 
 def test_pictures_are_moved_each_by_itself_and_the_edges_repeated():
